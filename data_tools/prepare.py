@@ -1,0 +1,121 @@
+"""From a draft to what is stored: the photo read, checked and perhaps made smaller."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_tools.sources.base import Bad, Draft
+from wholegrain.data.decode import Decoded, ImageError, decode_image
+from wholegrain.data.record import Box, Record, Region, parse_record
+from wholegrain.data.shard_image import ImageKind, image_kind
+from wholegrain.errors import RecordError
+
+FILE_LIMIT = 256 << 20
+"""Largest photo read, in bytes."""
+
+JPEG_QUALITY = 92
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A sound record and the encoded photo that it describes."""
+
+    record: Record
+    image: bytes
+    kind: ImageKind
+
+
+def prepare(draft: Draft, max_side: int | None = None) -> Ready | Bad:
+    """Check one draft against its photo.
+
+    The photo is decoded in full: truncation shows nowhere else, and once here is cheaper than in
+    every epoch. It is stored byte for byte as it came unless a side exceeds ``max_side`` px; then
+    it is reduced and written as JPEG, and the boxes are scaled by the exact ratio of the sizes.
+    """
+    try:
+        data = _read(draft)
+        decoded = decode_image(data, _place(draft))
+    except FileNotFoundError:
+        return Bad(draft.id, "image: missing", f"{_place(draft)}: no such file")
+    except OSError as error:
+        return Bad(draft.id, "image: unreadable", f"{_place(draft)}: {error}")
+    except ImageError as error:
+        return Bad(draft.id, f"image: {error.cause}", str(error))
+    size = (decoded.width, decoded.height)
+    if draft.size is not None and draft.size != size:
+        return Bad(
+            draft.id,
+            "image: wrong size",
+            f"{_place(draft)}: {size[0]} x {size[1]} px, but {draft.where} says "
+            f"{draft.size[0]} x {draft.size[1]}, so its boxes would be wrong",
+        )
+    try:
+        record = _checked(draft, size)
+    except RecordError as error:
+        return Bad(draft.id, _cause(error.field), str(error))
+    if max_side is not None and max(size) > max_side:
+        return _reduced(record, decoded, max_side)
+    # By its bytes: the names of photos lie too often. What was decoded is one of the three.
+    kind = image_kind(data)
+    assert kind is not None, draft.id
+    return Ready(record, data, kind)
+
+
+def _read(draft: Draft) -> bytes:
+    if isinstance(draft.image, bytes):
+        return draft.image
+    size = draft.image.stat().st_size
+    if size > FILE_LIMIT:
+        raise OSError(f"{size} bytes, more than the limit of {FILE_LIMIT}")
+    return draft.image.read_bytes()
+
+
+def _place(draft: Draft) -> str:
+    return str(draft.image) if isinstance(draft.image, Path) else draft.where
+
+
+def _checked(draft: Draft, size: tuple[int, int]) -> Record:
+    record = Record(
+        id=draft.id,
+        source=draft.source,
+        split=draft.split,
+        width=size[0],
+        height=size[1],
+        captions=draft.captions,
+        regions=draft.regions,
+        license=draft.license,
+    )
+    # As a dict rather than JSON: the field at fault is then named even where it is NaN.
+    return parse_record(dataclasses.asdict(record), draft.where)
+
+
+def _cause(field: str) -> str:
+    """``regions[12].box`` -> ``record: regions[].box``, so that equal faults count together."""
+    return "record: " + re.sub(r"\[\d+\]", "[]", field)
+
+
+def _reduced(record: Record, decoded: Decoded, max_side: int) -> Ready:
+    from PIL import Image
+
+    ratio = max_side / max(record.width, record.height)
+    width, height = (max(1, round(side * ratio)) for side in (record.width, record.height))
+    image = Image.fromarray(decoded.pixels).resize((width, height), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=JPEG_QUALITY, subsampling=0)
+    scale = (width / record.width, height / record.height)
+    regions = tuple(_scaled(region, scale) for region in record.regions)
+    record = dataclasses.replace(record, width=width, height=height, regions=regions)
+    return Ready(record, buffer.getvalue(), "jpg")
+
+
+def _scaled(region: Region, scale: tuple[float, float]) -> Region:
+    def move(box: Box) -> Box:
+        x, y, w, h = box
+        return x * scale[0], y * scale[1], w * scale[0], h * scale[1]
+
+    boxes = tuple(move(box) for box in region.boxes)
+    return dataclasses.replace(region, box=move(region.box), boxes=boxes)

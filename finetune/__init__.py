@@ -1,0 +1,1 @@
+"""Finetuning and its evaluation: one program a task, over what `wholegrain` provides."""

@@ -1,0 +1,121 @@
+"""Validation while pretraining: one figure for each objective, and boxes by grain."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pretrain.config import ObjectiveConfig
+from pretrain.objective import Outputs, inputs_of, run_objectives
+from wholegrain.boxes import cxcywh_to_xyxy, iou
+from wholegrain.data.batch import GRAINS, IMAGE, ConceptBatch
+from wholegrain.model.multigrain import MultiGrainModel
+from wholegrain.objectives.contrastive import world
+
+_SEED = 20  # of the drawn negatives: the same at each validation
+
+
+class Tally:
+    """Sums and counts of named figures."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = defaultdict(float)
+        self.counts: dict[str, int] = defaultdict(int)
+
+    def add(self, name: str, values: Tensor) -> None:
+        """Adds observations (N,) of a figure."""
+        self.sums[name] += float(values.double().sum())
+        self.counts[name] += len(values)
+
+    def merge(self, other: Tally) -> None:
+        """Adds another rank's."""
+        for name, total in other.sums.items():
+            self.sums[name] += total
+            self.counts[name] += other.counts[name]
+
+    def means(self) -> dict[str, float]:
+        """Figures that were observed at all."""
+        return {n: self.sums[n] / self.counts[n] for n in sorted(self.sums) if self.counts[n]}
+
+
+def validate(
+    model: MultiGrainModel,
+    batches: Iterable[ConceptBatch],
+    options: ObjectiveConfig,
+    device: torch.device,
+) -> dict[str, float]:
+    """Measures a model; every rank gets the figures of all ranks' batches.
+
+    Returns:
+        ``match_accuracy`` over positives and drawn negatives, ``masked_token_accuracy``,
+        ``box_acc@0.5_region`` and ``_object``, ``box_iou``, ``image_to_text_r@1`` and
+        ``text_to_image_r@1`` among whole images and their captions, and the losses.
+    """
+    tally = Tally()
+    images: list[Tensor] = []
+    texts: list[Tensor] = []
+    state = torch.get_rng_state()
+    torch.manual_seed(_SEED)
+    for batch in batches:
+        batch = batch.to(device)
+        inputs = inputs_of(batch, model, options)
+        outputs = run_objectives(model, inputs, options)
+        _observe(tally, outputs, batch, inputs.hidden[2])
+        whole = batch.grain == IMAGE
+        images.append(outputs.image_vector[whole].cpu())
+        texts.append(outputs.text_vector[whole].cpu())
+    torch.set_rng_state(state)
+    return _figures(*_gathered(tally, images, texts))
+
+
+def _observe(tally: Tally, outputs: Outputs, batch: ConceptBatch, labels: Tensor) -> None:
+    count = batch.num_concepts
+    for name, loss in outputs.losses.items():
+        tally.add(name, loss[None].expand(batch.num_images))
+    said_match = outputs.match_logits.argmax(dim=-1) == 1
+    valid = outputs.negatives.valid
+    tally.add("match_accuracy", said_match[:count])
+    tally.add("match_accuracy", ~said_match[count:][valid.repeat(2)])
+    tally.add("masked_token_accuracy", outputs.token_logits.argmax(dim=-1) == labels)
+    boxed = batch.extras["boxed"]
+    overlap = iou(cxcywh_to_xyxy(outputs.boxes), cxcywh_to_xyxy(batch.concept_box[boxed]))
+    tally.add("box_iou", overlap)
+    for grain in batch.grain[boxed].unique().tolist():
+        chosen = batch.grain[boxed] == grain
+        tally.add(f"box_acc@0.5_{GRAINS[grain]}", overlap[chosen] >= 0.5)
+
+
+def _gathered(
+    tally: Tally, images: list[Tensor], texts: list[Tensor]
+) -> tuple[Tally, Tensor, Tensor]:
+    mine = (tally, images, texts)
+    everyone = [mine]
+    if world()[1] > 1:
+        everyone = [mine] * world()[1]
+        dist.all_gather_object(everyone, mine)
+    total = Tally()
+    for each, _, _ in everyone:
+        total.merge(each)
+    empty = torch.zeros(0, 1)
+    all_images = [rows for _, each, _ in everyone for rows in each]
+    all_texts = [rows for _, _, each in everyone for rows in each]
+    return (
+        total,
+        torch.cat(all_images) if all_images else empty,
+        torch.cat(all_texts) if all_texts else empty,
+    )
+
+
+def _figures(tally: Tally, images: Tensor, texts: Tensor) -> dict[str, float]:
+    figures = tally.means()
+    if len(images):
+        similarity = images @ texts.T
+        own = torch.arange(len(images))
+        figures["image_to_text_r@1"] = (similarity.argmax(dim=1) == own).double().mean().item()
+        figures["text_to_image_r@1"] = (similarity.argmax(dim=0) == own).double().mean().item()
+        figures["retrieval_images"] = float(len(images))
+    return figures

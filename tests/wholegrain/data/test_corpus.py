@@ -1,0 +1,311 @@
+"""Reading a corpus: by number, from any process, never silently wrong."""
+
+import io
+import json
+import multiprocessing
+import os
+import pickle
+import shutil
+import tarfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from wholegrain.data import corpus_files
+from wholegrain.data.corpus import Corpus
+from wholegrain.data.index import index_tars, write_index
+from wholegrain.data.index_file import INDEX_DTYPE
+from wholegrain.data.record import Record
+from wholegrain.data.shard import ShardWriter
+from wholegrain.errors import DataError
+
+COUNT = 12
+
+
+def image(number: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (20 + number, 10), (number, 5, 7)).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def record(number: int) -> Record:
+    split = "val" if number % 4 == 1 else "train"
+    return Record(f"t/{number}", "t", split, 20 + number, 10, (f"picture {number}",))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("corpora") / "c"
+    with ShardWriter(out, source={"converter": "test"}, max_samples=2) as writer:
+        for number in range(COUNT):
+            writer.write(record(number), image(number), "png")
+    return out
+
+
+@pytest.fixture
+def copied(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "c"))
+
+
+def change_manifest(folder: Path, **changes: object) -> None:
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in manifest.items() if value is not ...}))
+
+
+def test_every_sample_is_what_was_written(made: Path) -> None:
+    corpus = Corpus.open(str(made))
+    assert len(corpus) == COUNT
+    for i in reversed(range(COUNT)):
+        assert corpus.record(i) == record(i)
+        assert corpus.image_bytes(i) == image(i)
+        assert corpus.image_kind(i) == "png"
+    assert corpus.record(np.int64(3)) == record(3)
+    for outside in (-1, COUNT):
+        with pytest.raises(IndexError):
+            corpus.record(outside)
+        with pytest.raises(IndexError):
+            corpus.image_bytes(outside)
+    corpus.verify()
+
+
+def test_a_split_is_a_view_with_its_own_length_and_fingerprint(made: Path) -> None:
+    corpus = Corpus.open(made)
+    assert corpus.splits == {"train": 9, "val": 3}
+    val, train = corpus.select("val"), corpus.select("train")
+    assert [val.record(i).id for i in range(len(val))] == ["t/1", "t/5", "t/9"]
+    assert [train.record(i).split for i in range(len(train))] == ["train"] * 9
+    assert val.image_bytes(2) == image(9)
+    assert [len(view.index) for view in (corpus, val, train)] == [12, 3, 9]
+    with pytest.raises(IndexError):
+        val.record(3)
+    assert len({corpus.fingerprint, val.fingerprint, train.fingerprint}) == 3
+    assert Corpus.open(made).select("val").fingerprint == val.fingerprint
+    assert corpus.select(None) is corpus
+    assert val.select("val") is val
+    with pytest.raises(DataError, match=r"no split 'test'; it has train \(9\), val \(3\)"):
+        corpus.select("test")
+    with pytest.raises(DataError, match="split 'val' only"):
+        val.select("train")
+    val.verify()
+
+
+def test_opening_maps_the_index_and_reads_no_row(copied: Path) -> None:
+    # 10^8 samples (5.6 GB of zeros that take no disk) behind the twelve real ones.
+    rows = 10**8
+    header = {"descr": INDEX_DTYPE.descr, "fortran_order": False, "shape": (rows,)}
+    with open(copied / "index.npy", "r+b") as file:
+        np.lib.format.write_array_header_2_0(file, header)
+        file.truncate(file.tell() + rows * INDEX_DTYPE.itemsize)
+    shards = json.loads((copied / "manifest.json").read_text())["shards"]
+    shards[-1]["samples"] += rows - COUNT
+    splits = {"train": rows}
+    change_manifest(copied, shards=shards, splits=splits, split_ids=["train"])
+    corpus = Corpus.open(copied)
+    assert isinstance(corpus.index, np.memmap)
+    assert len(corpus) == len(corpus.select("train")) == rows
+    assert corpus.select("train").image_bytes(11) == image(11)
+
+
+def test_pickling_carries_the_path_and_the_view(made: Path) -> None:
+    for corpus in (Corpus.open(made), Corpus.open(made).select("val")):
+        corpus.record(0)
+        data = pickle.dumps(corpus)
+        assert len(data) < 1000
+        other = pickle.loads(data)
+        assert (other.split, other.fingerprint) == (corpus.split, corpus.fingerprint)
+        assert [other.record(i) for i in range(len(other))] == [
+            corpus.record(i) for i in range(len(corpus))
+        ]
+
+
+def test_unpickling_notices_that_the_corpus_changed(copied: Path) -> None:
+    data = pickle.dumps(Corpus.open(copied))
+    with ShardWriter(copied, source={}, overwrite=True) as writer:
+        writer.write(record(0), image(0), "png")
+    with pytest.raises(DataError, match="changed while in use"):
+        pickle.loads(data)
+
+
+def test_a_relative_path_survives_a_change_of_folder(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(copied.parent)
+    corpus = Corpus.open("c")
+    monkeypatch.chdir("/")
+    assert corpus.record(5) == record(5)
+
+
+def _images(corpus: Corpus) -> list[bytes]:
+    return [corpus.image_bytes(i) for i in range(len(corpus))]
+
+
+def test_a_child_forked_while_a_thread_reads_does_not_hang(made: Path) -> None:
+    corpus = Corpus.open(made)
+    expected = _images(corpus)
+    held, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with corpus._files._lock:
+            held.set()
+            done.wait(20)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            os.write(write, b"1" if _images(corpus) == expected else b"0")
+        finally:
+            os._exit(0)
+    os.close(write)
+    try:
+        ready = multiprocessing.connection.wait([read], timeout=10)
+        assert ready and os.read(read, 1) == b"1"
+    finally:
+        done.set()
+        thread.join()
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+        os.close(read)
+    assert _images(corpus) == expected  # the child's closing did not close the parent's files
+
+
+def _open_shards(folder: Path) -> int:
+    links = Path("/proc/self/fd").iterdir()
+    return sum(os.path.realpath(link).startswith(f"{folder}/shard-") for link in links)
+
+
+def test_few_files_stay_open_and_threads_may_share_them(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpus_files, "MAX_OPEN", 2)
+    corpus = Corpus.open(made)
+    assert _open_shards(made) == 0  # opening opens none
+    order = np.random.default_rng(0).integers(0, COUNT, 2000)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(corpus.image_bytes, order))
+    assert found == [image(int(i)) for i in order]
+    assert _open_shards(made) <= 2
+    del corpus
+    assert _open_shards(made) == 0
+
+
+def test_a_missing_shard_is_noticed_on_opening(copied: Path, tmp_path: Path) -> None:
+    index_tars(copied.glob("*.tar"), tmp_path / "in-place", source="x")
+    (copied / "shard-000003.tar").unlink()
+    for folder in (copied, tmp_path / "in-place"):
+        with pytest.raises(DataError, match=r"shard-000003\.tar: the shard is missing"):
+            Corpus.open(folder)
+
+
+def test_a_cut_shard_is_named_when_it_is_read(copied: Path) -> None:
+    shard = copied / "shard-000002.tar"
+    os.truncate(shard, shard.stat().st_size - 1)
+    corpus = Corpus.open(copied)
+    assert corpus.record(0) == record(0)
+    with pytest.raises(DataError, match=r"shard-000002\.tar: \d+ bytes where the manifest says"):
+        corpus.record(4)
+    with pytest.raises(DataError, match=r"shard-000002\.tar has sha256"):
+        corpus.verify()
+
+
+def test_a_shard_cut_while_open_is_named(copied: Path) -> None:
+    corpus = Corpus.open(copied)
+    corpus.record(4)
+    os.truncate(copied / "shard-000002.tar", 700)
+    with pytest.raises(DataError, match=r"shard-000002\.tar: ends before byte"):
+        corpus.record(4)
+
+
+def test_verify_lists_every_altered_file(copied: Path) -> None:
+    for name in ("shard-000001.tar", "shard-000004.tar", "index.npy"):
+        with open(copied / name, "r+b") as file:
+            file.seek(600)
+            byte = file.read(1)
+            file.seek(600)
+            file.write(bytes([byte[0] ^ 1]))
+    corpus, seen = Corpus.open(copied), []
+    with pytest.raises(DataError) as caught:
+        corpus.verify(seen.append)
+    for name in ("shard-000001.tar", "shard-000004.tar", "index.npy"):
+        assert name in str(caught.value)
+    assert "shard-000000.tar" not in str(caught.value)
+    assert len(seen) == 7
+
+
+def test_a_damaged_record_names_the_shard_and_the_sample(copied: Path) -> None:
+    corpus = Corpus.open(copied)
+    with tarfile.open(copied / "shard-000002.tar") as tar:
+        offset = tar.getmember("000000005.json").offset_data
+    with open(copied / "shard-000002.tar", "r+b") as file:
+        file.seek(offset)
+        file.write(b"!")
+    with pytest.raises(DataError, match=r"shard-000002\.tar: sample 5: "):
+        corpus.record(5)
+
+
+def test_an_index_that_points_nowhere(copied: Path) -> None:
+    index = np.lib.format.open_memmap(copied / "index.npy", mode="r+")
+    index["shard"][3], index["meta"][4] = 99, 1 << 40
+    index.flush()
+    corpus = Corpus.open(copied)
+    with pytest.raises(DataError, match="shard 99 of 6"):
+        corpus.record(3)
+    with pytest.raises(DataError, match="ends before byte"):
+        corpus.record(4)
+
+
+def test_an_index_of_another_corpus(copied: Path) -> None:
+    np.save(copied / "index.npy", np.zeros(3, INDEX_DTYPE))
+    with pytest.raises(DataError, match=f"3 rows for {COUNT} samples.*data_tools index"):
+        Corpus.open(copied)
+    write_index(copied)
+    assert Corpus.open(copied).record(7) == record(7)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schema": 2}, "schema is 2"),
+        ({"schema": ...}, "schema is None"),
+        ({"counts": 3}, "counts is 3, not a dict"),
+        ({"fingerprint": ...}, "fingerprint is None, not a str"),
+        ({"layout": "tfrecord"}, "layout"),
+        ({"shards": []}, "empty"),
+        ({"shards": ["a.tar"]}, r"shards\[0\]"),
+        ({"shards": [{"file": "a.tar"}]}, r"shards\[0\]\.sha256"),
+        (
+            {"shards": [{"file": "../a.tar", "sha256": "", "bytes": 1, "samples": COUNT}]},
+            "neither a name nor an absolute path",
+        ),
+    ],
+    ids=range(9),
+)
+def test_a_manifest_that_cannot_be_right(copied: Path, changes: dict, message: str) -> None:
+    change_manifest(copied, **changes)
+    with pytest.raises(DataError, match=message) as caught:
+        Corpus.open(copied)
+    assert str(copied) in str(caught.value)
+
+
+def test_folders_that_are_no_corpus(copied: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such corpus folder"):
+        Corpus.open(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no corpus"):
+        Corpus.open(tmp_path / "empty")
+    with pytest.raises(DataError, match="no such corpus folder"):
+        Corpus.open(copied / "index.npy")
+    (copied / "manifest.json").write_text("{")
+    with pytest.raises(DataError, match="damaged"):
+        Corpus.open(copied)
+    (copied / "manifest.json").unlink()
+    with pytest.raises(DataError, match="data_tools index"):
+        Corpus.open(copied)

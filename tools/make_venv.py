@@ -1,0 +1,237 @@
+#!/usr/bin/env python3
+"""Make the project's virtual environment, or bring it up to date; instant when there is no need.
+
+    python3 tools/make_venv.py [--venv .venv] [--torch auto|cpu|cuda]
+
+`make demo`, `make test` and `make lint` call this first. It needs nothing but Python 3.11.
+
+What is installed is fixed by pyproject.toml and constraints/lock.txt. The build of torch is chosen
+for the machine: the CUDA build where `nvidia-smi` lists a device, the CPU build elsewhere. A stamp
+in the environment records what it was made from. It says "installing" until everything has worked,
+so an interrupted attempt is recognised and done again from nothing.
+"""
+
+import argparse
+import fcntl
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LOCK = ROOT / "constraints" / "lock.txt"
+SHIM = ROOT / "wholegrain" / "torchvision_shim.py"
+STAMP = "wholegrain-setup.json"
+# Only used where the index that pip is configured with has no CPU build.
+PUBLIC_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+INSTALLING, COMPLETE = "installing", "complete"
+
+
+class SetupError(Exception):
+    """Something the user has to mend; the message says how."""
+
+
+def main(argv=None):
+    """Parse the command line and make the environment; 0, or 2 with the reason on stderr."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--venv", type=Path, default=ROOT / ".venv")
+    parser.add_argument("--torch", choices=["auto", "cpu", "cuda"], default="auto")
+    args = parser.parse_args(argv)
+    try:
+        make(args.venv.absolute(), args.torch)
+    except SetupError as error:
+        print(f"set-up: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def make(venv, torch_choice):
+    """Bring `venv` to the state that the project's files ask for."""
+    if sys.version_info < (3, 11):
+        raise SetupError(
+            f"Python 3.11 or newer is needed and this is {sys.version.split()[0]}. Install one "
+            "(`apt-get install python3.11 python3.11-venv`) and name it: make PYTHON=python3.11"
+        )
+    repository = os.open(ROOT, os.O_RDONLY)  # released when this process ends, however it ends
+    fcntl.flock(
+        repository, fcntl.LOCK_EX
+    )  # two makes at once: the second waits, then has nothing to do
+
+    stamp = read_stamp(venv)
+    build = choose_build(torch_choice, stamp)
+    wanted = {"state": COMPLETE, "torch": build, "inputs": fingerprint()}
+    if stamp == wanted:
+        return
+    if stamp.get("state") == INSTALLING or not has_pip(venv):
+        create(venv)
+    write_stamp(venv, {"state": INSTALLING})
+    say(f"installing into {venv} with the {build.upper()} build of torch; this takes a few minutes")
+    install(venv, build)
+    install_shim(venv)
+    check(venv)
+    write_stamp(venv, wanted)
+    say(f"ready: {venv}")
+
+
+def say(message):
+    """Progress for people, on stderr so that it never mixes with a program's output."""
+    print(f"set-up: {message}", file=sys.stderr, flush=True)
+
+
+# --- what is wanted, and what is there ------------------------------------------------------------
+
+
+def fingerprint():
+    """Hash of everything that decides what gets installed."""
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    # Settings of the linter or of pytest live in the same file and install nothing.
+    installs = [project["build-system"], project["project"], project["tool"]["setuptools"]]
+    digest = hashlib.sha256(json.dumps(installs, sort_keys=True).encode())
+    for path in (LOCK, SHIM, Path(__file__)):
+        digest.update(path.read_bytes())
+    digest.update(f"{sys.version_info[:2]} {ROOT}".encode())  # the editable install points at ROOT
+    return digest.hexdigest()
+
+
+def read_stamp(venv):
+    """The environment's stamp, {} where there is none that can be read."""
+    try:
+        stamp = json.loads((venv / STAMP).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return stamp if isinstance(stamp, dict) else {}
+
+
+def write_stamp(venv, stamp):
+    """Replace the stamp in one step: it is either the old one or the new one."""
+    aside = venv / (STAMP + ".new")
+    aside.write_text(json.dumps(stamp) + "\n", encoding="utf-8")
+    aside.replace(venv / STAMP)
+
+
+def choose_build(torch_choice, stamp):
+    """'cpu' or 'cuda'; `auto` keeps what a finished environment has."""
+    if torch_choice != "auto":
+        return torch_choice
+    if stamp.get("state") == COMPLETE and stamp.get("torch") in ("cpu", "cuda"):
+        return stamp["torch"]
+    return "cuda" if has_nvidia_device() else "cpu"
+
+
+def has_nvidia_device():
+    """Whether the driver's own tool lists at least one device."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return False
+    listed = subprocess.run([tool, "-L"], capture_output=True, text=True, check=False)
+    return listed.returncode == 0 and "GPU" in listed.stdout
+
+
+def python_of(venv):
+    """The environment's interpreter."""
+    return venv / "bin" / "python"
+
+
+def has_pip(venv):
+    """Whether there is an environment of this Python that can be installed into."""
+    same = f"import pip, sys; sys.exit(sys.version_info[:2] != {sys.version_info[:2]})"
+    try:
+        return subprocess.run([python_of(venv), "-c", same], capture_output=True).returncode == 0
+    except OSError:
+        return False
+
+
+# --- making it ------------------------------------------------------------------------------------
+
+
+def create(venv):
+    """A new, empty environment with pip in the place of whatever was there."""
+    # Inside an activated environment, which may be the very one to clear: the Python beneath it.
+    python = getattr(sys, "_base_executable", sys.executable)
+    command = [python, "-m", "venv", "--clear", str(venv)]
+    if importlib.util.find_spec("ensurepip") is not None:
+        run(command, "the environment could not be created")
+        return
+    # Debian and Ubuntu move ensurepip into a package of its own. A pip of the system can stand in.
+    if importlib.util.find_spec("pip") is None:
+        package = f"python3.{sys.version_info[1]}-venv"
+        sudo = "" if os.geteuid() == 0 else "sudo "
+        raise SetupError(
+            f"{python} has neither ensurepip nor pip: Debian and Ubuntu keep them in "
+            f"packages of their own. Run `{sudo}apt-get install {package}` (or python3-venv) and "
+            "then the same command again."
+        )
+    run([*command, "--without-pip"], "the environment could not be created")
+    borrowed = [python, "-m", "pip", "--python", str(python_of(venv))]
+    run([*borrowed, "install", "--quiet", "pip"], "pip could not be installed")
+
+
+def install(venv, build):
+    """The project in editable form with its development tools, every version from the lock file."""
+    pip = [str(python_of(venv)), "-m", "pip", "install"]
+    run(
+        [*pip, "-qq", "-c", str(LOCK), *torch_arguments(pip, build), "-e", f"{ROOT}[dev]"],
+        "pip could not install the project (its own message stands above)",
+    )
+
+
+def torch_arguments(pip, build):
+    """What to tell pip, besides the lock file, to get the wanted build of torch and torchvision."""
+    torch, torchvision = locked("torch"), locked("torchvision")
+    if build == "cuda":
+        # === compares the text, so a CPU build offered beside it (2.x.y+cpu) does not match.
+        return [f"torch==={torch}", f"torchvision==={torchvision}"]
+    cpu = [f"torch=={torch}+cpu", f"torchvision=={torchvision}+cpu"]
+    if not offered(pip, cpu[0]):
+        return ["--extra-index-url", PUBLIC_CPU_INDEX, *cpu]
+    # Without a CPU build of torchvision the usual one does: torchvision_shim is for this case.
+    return cpu if offered(pip, cpu[1]) else [cpu[0], f"torchvision=={torchvision}"]
+
+
+def offered(pip, requirement):
+    """Whether pip, as it is configured on this machine, finds this very build."""
+    probe = [*pip, "--quiet", "--dry-run", "--no-deps", "--ignore-installed", requirement]
+    return subprocess.run(probe, capture_output=True, check=False).returncode == 0
+
+
+def locked(name):
+    """The version that the lock file gives for a package."""
+    for line in LOCK.read_text(encoding="utf-8").splitlines():
+        package, separator, version = line.partition("==")
+        if separator and package == name:
+            return version.strip()
+    raise SetupError(f"{LOCK} has no line '{name}==VERSION'; add one")
+
+
+def install_shim(venv):
+    """Have the torchvision hook in place from the interpreter's start, for `accelerate` and others.
+
+    A copy under another name, so that starting Python does not import the package.
+    """
+    version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    packages = venv / "lib" / version / "site-packages"
+    name = "_wholegrain_torchvision_shim"
+    shutil.copyfile(SHIM, packages / f"{name}.py")
+    (packages / f"{name}.pth").write_text(f"import {name}; {name}.install()\n", encoding="utf-8")
+
+
+def check(venv):
+    """The imports on which everything stands, in a fresh interpreter."""
+    imports = "import torch, torchvision.transforms.v2, timm, wholegrain"
+    run([str(python_of(venv)), "-c", imports], "installed, but the first imports fail")
+
+
+def run(command, failure):
+    """Run a step; its own output stays visible."""
+    if subprocess.run(command, check=False, cwd=ROOT).returncode != 0:
+        raise SetupError(f"{failure}: {' '.join(map(str, command))}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,127 @@
+"""``python -m wholegrain``: a released model from the command line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wholegrain.errors import DataError, run_cli
+
+if TYPE_CHECKING:
+    from wholegrain.predict import Grounding
+
+_PICTURES = (".jpg", ".jpeg", ".png", ".webp")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb; returns the exit status."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    arguments = _parser().parse_args(argv)
+    verb = {"ground": ground, "info": info}[arguments.verb]
+    return verb(arguments)
+
+
+def ground(arguments: argparse.Namespace) -> int:
+    """Finds expressions in a photo, prints the boxes and draws them."""
+    from wholegrain.predict import load, read_photo
+
+    if arguments.out is not None:
+        _check_out(arguments.out, arguments.photo)
+    model = load(arguments.model, device=arguments.device)
+    photo = read_photo(arguments.photo).pixels
+    found = model.ground(photo, arguments.texts)
+    if arguments.json:
+        print(json.dumps([_as_json(one) for one in found], ensure_ascii=False, indent=1))
+    else:
+        for one in found:
+            left, top, right, bottom = one.box
+            print(f"{one.score:.2f}  {left:.1f} {top:.1f} {right:.1f} {bottom:.1f}  {one.text}")
+    if arguments.out is not None:
+        from wholegrain.draw import draw_boxes
+
+        labels = [f"{one.score:.2f}  {one.text}" for one in found]
+        picture = draw_boxes(photo, [one.box for one in found], labels)
+        aside = arguments.out.with_name(f".{os.getpid()}-{arguments.out.name}")
+        try:
+            picture.save(aside, quality=92)
+            os.replace(aside, arguments.out)
+        finally:
+            aside.unlink(missing_ok=True)
+        print(arguments.out, file=sys.stderr)
+    return 0
+
+
+def info(arguments: argparse.Namespace) -> int:
+    """Verifies a release and says what it is."""
+    from safetensors import safe_open
+
+    from wholegrain.config import dump_config, to_dict
+    from wholegrain.hub.release import CARD, WEIGHTS, read_info
+
+    release = read_info(arguments.model)
+    weights = release.folder / WEIGHTS
+    with safe_open(weights, framework="pt") as tensors:
+        names = tensors.keys()
+        count = sum(math.prod(tensors.get_slice(name).get_shape()) for name in names)
+    if arguments.json:
+        facts = {
+            "folder": str(release.folder),
+            "values": count,
+            "model": to_dict(release.config),
+            "extras": release.extras,
+            "sha256": release.checksums,
+        }
+        print(json.dumps(facts, ensure_ascii=False, indent=1))
+        return 0
+    print(f"{release.folder}: a sound release, {len(release.checksums)} files verified")
+    print(f"weights: {count:,} values, {weights.stat().st_size / 1e6:,.1f} MB")
+    print(f"card:    {release.folder / CARD}")
+    for name, value in release.extras.items():
+        print(f"{name}: {value}")
+    print(f"\n{dump_config(release.config)}", end="")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m wholegrain", description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    one = verbs.add_parser("ground", help="find expressions in a photo")
+    one.add_argument("photo", type=Path, metavar="PHOTO")
+    one.add_argument("texts", nargs="+", metavar="WORDS", help="one expression each, quoted")
+    one.add_argument("--model", type=Path, required=True, metavar="DIR", help="a release")
+    one.add_argument("--out", type=Path, metavar="PICTURE", help="draw the boxes into this file")
+    one.add_argument("--json", action="store_true", help="print boxes (xyxy px) as JSON")
+    one.add_argument("--device", help="cpu, cuda, cuda:1; default: a GPU if there is one")
+    two = verbs.add_parser("info", help="verify a release and show its configuration")
+    two.add_argument("model", type=Path, metavar="DIR")
+    two.add_argument("--json", action="store_true", help="print as JSON")
+    return parser
+
+
+def _check_out(out: Path, photo: Path) -> None:
+    """Refuses, before any work, a picture that could not or should not be written."""
+    if out.suffix.lower() not in _PICTURES:
+        raise DataError(f"--out {out}: a picture ends in {', '.join(_PICTURES)}")
+    if not out.parent.is_dir():
+        raise DataError(f"--out {out}: there is no folder {out.parent}; make it first")
+    if out.is_dir() or (out.exists() and photo.exists() and out.samefile(photo)):
+        raise DataError(f"--out {out}: is a folder, or the photo itself; choose another name")
+
+
+def _as_json(one: Grounding) -> dict[str, object]:
+    return {
+        "text": one.text,
+        "box": [round(side, 2) for side in one.box],
+        "score": round(one.score, 6),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main))

@@ -1,0 +1,137 @@
+"""The index file beside the shards: one fixed-size row a sample, memory-mapped.
+
+A row says where a sample's image and texts lie, so a corpus of any size opens without reading it
+and any sample is one read at a known place. The file is a plain ``.npy`` of ``INDEX_DTYPE``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from wholegrain.errors import DataError
+
+INDEX = "index.npy"
+
+# 56 bytes. Offsets and lengths are bytes in the shard; a length of 0 means there is no such
+# member. `text` is the .txt of plain WebDataset tars. `head` is how many 512-byte blocks before
+# `image` the image member's first header begins (the key is read from there). `id` is `id_hash`.
+INDEX_DTYPE = np.dtype(
+    [
+        ("image", "<u8"),
+        ("meta", "<u8"),
+        ("text", "<u8"),
+        ("id", "<u8"),
+        ("shard", "<u4"),
+        ("image_bytes", "<u4"),
+        ("meta_bytes", "<u4"),
+        ("text_bytes", "<u4"),
+        ("captions", "<u2"),
+        ("regions", "<u2"),
+        ("split", "<u2"),  # position in the manifest's split_ids
+        ("kind", "u1"),  # position in IMAGE_KINDS
+        ("head", "u1"),
+    ]
+)
+
+Row = tuple[int, ...]
+
+
+def id_hash(sample_id: str) -> int:
+    """64 bits of a sample's id, for finding the same image in two corpora."""
+    return int.from_bytes(hashlib.blake2b(sample_id.encode(), digest_size=8).digest(), "little")
+
+
+def index_row(
+    *,
+    image: int,
+    image_bytes: int,
+    id: int,
+    shard: int,
+    captions: int,
+    regions: int,
+    split: int,
+    kind: int,
+    head: int,
+    meta: int = 0,
+    meta_bytes: int = 0,
+    text: int = 0,
+    text_bytes: int = 0,
+) -> Row:
+    """The values of one row, in the order of ``INDEX_DTYPE``."""
+    offsets = (image, meta, text, id, shard, image_bytes, meta_bytes, text_bytes)
+    return (*offsets, captions, regions, split, kind, head)
+
+
+class IndexWriter:
+    """Appends rows to ``path``; complete after a clean exit, gone after an exception.
+
+    Rows go to disk as they come, so memory does not grow with the corpus.
+    """
+
+    _FLUSH_ROWS = 4096
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._rows: list[Row] = []
+        self._written = 0
+
+    def __enter__(self) -> Self:
+        self._file = open(self._path, "xb")
+        self._header_bytes = self._write_header(0)
+        return self
+
+    def add(self, row: Row) -> None:
+        """``row``: values in the order of ``INDEX_DTYPE``."""
+        self._rows.append(row)
+        if len(self._rows) >= self._FLUSH_ROWS:
+            self._flush()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if error is None:
+                self._flush()
+                self._file.seek(0)
+                # numpy pads the header so that the first axis can grow in place.
+                if self._write_header(self._written) != self._header_bytes:
+                    raise AssertionError("the .npy header changed its length")
+                self._file.flush()
+                os.fsync(self._file.fileno())
+        finally:
+            with suppress(OSError):  # what matters is flushed above; a full disk may refuse more
+                self._file.close()
+            if error is not None:
+                self._path.unlink(missing_ok=True)
+
+    def _flush(self) -> None:
+        self._file.write(np.array(self._rows, dtype=INDEX_DTYPE).tobytes())
+        self._written += len(self._rows)
+        self._rows.clear()
+
+    def _write_header(self, rows: int) -> int:
+        descr = np.lib.format.dtype_to_descr(INDEX_DTYPE)
+        header = {"descr": descr, "fortran_order": False, "shape": (rows,)}
+        np.lib.format.write_array_header_2_0(self._file, header)
+        return self._file.tell()
+
+
+def open_index(path: Path) -> np.ndarray:
+    """Maps an index read-only: ``(N,)`` of ``INDEX_DTYPE``; no row is read."""
+    try:
+        rows = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path}: not a readable index ({error}); run `data_tools index`") from None
+    if not isinstance(rows, np.ndarray) or rows.dtype != INDEX_DTYPE or rows.ndim != 1:
+        raise DataError(f"{path}: an index of another layout; run `data_tools index` again")
+    return rows

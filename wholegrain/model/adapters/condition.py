@@ -1,0 +1,96 @@
+"""The multimodal condition of MMCA: from an image's states and a text to coefficients."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from wholegrain.model.config import MmcaConfig
+
+
+class Condition:
+    """What the running pass of the image encoder is conditioned on; shared by all sites."""
+
+    def __init__(self) -> None:
+        self.text: Tensor | None = None
+        """(T, D) mean text states, one a row of the conditioned pass; None leaves the host be."""
+        self.image: Tensor | None = None
+        """(T,) image of each text."""
+        self.image_mask: Tensor | None = None
+        """bool (I, H, W) of pixels that are photo rather than padding; None where all are."""
+
+    def spread(self, states: Tensor) -> Tensor:
+        """One row a text from one row an image; called by the first adapted block."""
+        return states if self.image is None else states[self.image]
+
+    def weights(self, count: int, grid: tuple[int, int] | None) -> Tensor | None:
+        """Share (T, count) of each place that is photo, for pooling; None where all is photo.
+
+        Args:
+            count: places of the states to be pooled.
+            grid: their (rows, columns); None reads them as a square.
+
+        The mask is resampled to the grid at hand, so any resolution and any stage is right.
+        """
+        if self.image_mask is None or self.image is None:
+            return None
+        rows, columns = grid or (int(count**0.5), int(count**0.5))
+        shares = nn.functional.adaptive_avg_pool2d(
+            self.image_mask[:, None].float(), (rows, columns)
+        )
+        return shares.flatten(1)[self.image]
+
+
+class Coefficients(nn.Module):
+    """``w = Wg (u + gate * v) + b`` with ``u = Wt t`` and ``v = mean over places of Wv x``.
+
+    ``gate = sigmoid(M2 relu(M1 (u + v)))``: the text passes, the image is gated. Wg starts at zero
+    and b at one.
+    """
+
+    def __init__(self, width: int, text_width: int, config: MmcaConfig) -> None:
+        super().__init__()
+        self.condition = config.condition
+        self.text = nn.Linear(text_width, config.embed_dim, bias=False)
+        self.image = nn.Linear(width, config.embed_dim, bias=False)
+        self.gate = nn.Sequential(
+            nn.Linear(config.embed_dim, config.gate_dim),
+            nn.ReLU(),
+            nn.Linear(config.gate_dim, config.embed_dim),
+            nn.Sigmoid(),
+        )
+        self.weights = nn.Linear(config.embed_dim, config.rank)
+        nn.init.zeros_(self.weights.weight)
+        nn.init.ones_(self.weights.bias)
+
+    def embed(self, states: Tensor, text: Tensor, share: Tensor | None) -> Tensor:
+        """The embedding E (T, d_e).
+
+        Args:
+            states: (T, N, C) at this place of the network.
+            text: (T, D) mean text states.
+            share: (T, N) how much of each place is photo; None counts all alike.
+        """
+        # The mean comes before Wv: the projection is linear, so only the cost changes.
+        if share is None:
+            pooled = states.mean(dim=1)
+        else:
+            share = share.to(states.dtype)[..., None]
+            pooled = (states * share).sum(dim=1) / share.sum(dim=1)
+        vision, words = self.image(pooled), self.text(text)
+        if self.condition == "text":
+            return words
+        if self.condition == "image":
+            return vision
+        return words + self.gate(words + vision) * vision
+
+    def forward(self, states: Tensor, text: Tensor, share: Tensor | None) -> Tensor:
+        """Coefficients (T, rank)."""
+        coefficients: Tensor = self.weights(self.embed(states, text, share))
+        return coefficients
+
+
+def mean_text(states: Tensor, mask: Tensor) -> Tensor:
+    """Mean (T, D) of text states (T, L, D) over tokens; mask bool (T, L)."""
+    weight = mask.to(states.dtype)[..., None]
+    return torch.sum(states * weight, dim=1) / weight.sum(dim=1)

@@ -1,0 +1,192 @@
+"""What a model is made of; a released checkpoint carries exactly this."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from wholegrain.config import config
+from wholegrain.errors import ConfigError
+
+
+@config
+class SwinVision:
+    """Swin transformer (Liu et al. 2021); the image vector is the mean of the final patches."""
+
+    kind: Literal["swin"] = "swin"
+    image_size: int = 224
+    """Side of the square input in pixels; a multiple of 32 patches' worth of merging."""
+    patch_size: int = 4
+    """Side of the first embedding's patch; the final grid is 8 times coarser."""
+    embed_dim: int = 128
+    """Channels of the first stage; doubled at each merging."""
+    depths: tuple[int, ...] = (2, 2, 18, 2)
+    """Blocks of each stage."""
+    heads: tuple[int, ...] = (4, 8, 16, 32)
+    """Attention heads of each stage."""
+    window: int = 7
+    """Side of an attention window in patches; image_size / 32 keeps the last stage unshifted."""
+    drop_path: float = 0.1
+    """Stochastic depth of the last block; grows linearly from 0."""
+
+
+@config
+class VitVision:
+    """Plain vision transformer: ViT and DeiT, or CLIP's with `clip: true`."""
+
+    kind: Literal["vit"] = "vit"
+    image_size: int = 224
+    """Side of the square input in pixels."""
+    patch_size: int = 16
+    """Side of a patch in pixels."""
+    width: int = 768
+    """Channels."""
+    depth: int = 12
+    """Blocks."""
+    heads: int = 12
+    """Attention heads."""
+    mlp_ratio: float = 4.0
+    """Hidden width of a block's MLP over its width."""
+    clip: bool = False
+    """CLIP's variant: a norm before the blocks, quick GELU, no bias in the patch embedding."""
+    local_layers: int = 0
+    """How many of the last blocks run once a region, attending only inside its box (X-VLM: 4);
+    0 pools regions from the final patches, which costs nothing a region (X2-VLM)."""
+    drop_path: float = 0.0
+    """Stochastic depth of the last block."""
+
+
+@config
+class TimmVision:
+    """Any convolutional or hierarchical timm backbone that gives feature maps."""
+
+    kind: Literal["timm"] = "timm"
+    name: str = "resnet18d"
+    """Name in timm, for instance ``resnet50``, ``convnext_tiny``."""
+    image_size: int = 224
+    """Side of the square input in pixels."""
+    stages: tuple[int, ...] = (1, 2, 3, 4)
+    """timm's indices of the feature maps to keep; the last one gives the patch grid."""
+    options: dict[str, int | float | bool | str | list[int]] = Field(default_factory=dict)
+    """Further arguments of the timm model, such as ``{channels: [32, 64, 128, 256]}``."""
+
+
+VisionConfig = Annotated[SwinVision | VitVision | TimmVision, Field(discriminator="kind")]
+
+
+@config
+class TextConfig:
+    """A BERT stack cut in two: layers below `fusion_layer` read text, the others fuse the image."""
+
+    vocab_size: int = 30522
+    """Word pieces; must equal the tokenizer's."""
+    hidden_size: int = 768
+    """Channels."""
+    layers: int = 12
+    """Layers in all."""
+    fusion_layer: int = 6
+    """First layer with cross-attention to the image."""
+    heads: int = 12
+    """Attention heads."""
+    intermediate_size: int = 3072
+    """Hidden width of the feed-forward."""
+    max_positions: int = 512
+    """Longest text in tokens."""
+    type_vocab_size: int = 2
+    """Token types; only type 0 is used, the table is kept for BERT weights."""
+    dropout: float = 0.1
+    """Dropout of hidden states and attention."""
+    norm_eps: float = 1e-12
+    """Epsilon of the layer norms."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fusion_layer < self.layers:
+            raise ConfigError(
+                f"text.fusion_layer is {self.fusion_layer} of {self.layers} layers; "
+                "leave at least one layer on each side"
+            )
+
+
+@config
+class ClsBoxHead:
+    """X-VLM's head: an MLP on the fused [CLS] state, then a sigmoid."""
+
+    kind: Literal["cls"] = "cls"
+
+
+@config
+class PatchBoxHead:
+    """Every patch votes for a box; the votes are averaged by a softmax over text-patch scores."""
+
+    kind: Literal["patch"] = "patch"
+    width: int = 256
+    """Channels of the joint text-patch features."""
+
+
+BoxHeadConfig = Annotated[ClsBoxHead | PatchBoxHead, Field(discriminator="kind")]
+
+
+@config
+class MmcaConfig:
+    """Multimodal conditional adapters on the image encoder (MMCA)."""
+
+    kind: Literal["mmca"] = "mmca"
+    rank: int = 64
+    """Rank-1 terms of an update."""
+    embed_dim: int = 128
+    """Channels of the multimodal embedding that the coefficients come from."""
+    gate_dim: int = 32
+    """Hidden channels of the gate."""
+    blocks: int = 2
+    """How many of the image encoder's last blocks are adapted."""
+    sites: tuple[Literal["query", "key", "value", "mlp"], ...] = ("query", "key")
+    """Which projections of an adapted block receive an update."""
+    condition: Literal["both", "text", "image"] = "both"
+    """What the coefficients depend on; `text` and `image` are the ablations."""
+
+
+@config
+class ModelConfig:
+    """Vision, text and cross encoder with the heads of every objective."""
+
+    vision: VisionConfig = Field(default_factory=SwinVision)
+    """The image encoder."""
+    text: TextConfig = Field(default_factory=TextConfig)
+    """The text and cross encoder."""
+    embed_dim: int = 256
+    """Channels of the unit vectors that image and text are compared in."""
+    temperature: float = 0.07
+    """Initial temperature of the contrastive loss; learnt."""
+    box_head: BoxHeadConfig = Field(default_factory=ClsBoxHead)
+    """How a box is read from the fused text and the image."""
+    adapter: MmcaConfig | None = None
+    """Adapters attached for finetuning; none in pretraining."""
+
+    @classmethod
+    def base(cls) -> ModelConfig:
+        """X-VLM's size: Swin-B and BERT-base, 215,637,241 parameters."""
+        return cls()
+
+    @classmethod
+    def tiny(cls, vocab_size: int = 4000) -> ModelConfig:
+        """A size that two CPU cores train in minutes."""
+        return cls(
+            vision=TimmVision(
+                name="resnet18d",
+                image_size=128,
+                stages=(1, 2, 3),
+                options={"channels": [32, 64, 192, 256], "stem_width": 16},
+            ),
+            text=TextConfig(
+                vocab_size=vocab_size,
+                hidden_size=192,
+                layers=4,
+                fusion_layer=2,
+                heads=6,
+                intermediate_size=576,
+                max_positions=64,
+            ),
+            embed_dim=128,
+            box_head=PatchBoxHead(width=192),
+        )

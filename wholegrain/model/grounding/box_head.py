@@ -1,0 +1,98 @@
+"""Box heads: from fused text and image patches to one box a text."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from wholegrain.errors import ConfigError
+from wholegrain.model.attention import PredictionHead
+from wholegrain.model.config import BoxHeadConfig, ClsBoxHead
+
+
+class BoxPrediction(NamedTuple):
+    """What a head says of T texts."""
+
+    boxes: Tensor
+    """(T, 4) cxcywh in the unit square."""
+    votes: Tensor | None
+    """(T, P) log-probabilities over patches, where the head has them."""
+
+
+class ClsHead(nn.Module):
+    """``sigmoid(MLP([CLS]))``; X-VLM 1.4."""
+
+    def __init__(self, text_width: int) -> None:
+        super().__init__()
+        self.mlp = PredictionHead(text_width, 4)
+
+    def forward(self, cls: Tensor, patches: Tensor, image: Tensor) -> BoxPrediction:
+        return BoxPrediction(self.mlp(cls).float().sigmoid(), None)
+
+
+class PatchHead(nn.Module):
+    """Every patch proposes a box relative to its own place and a score for the text.
+
+    With ``h_tp = gelu(norm(a(text_t) * b(patch_p) + c(patch_p) + d(text_t)))``, patch p proposes
+    ``box_tp = place_p + W h_tp`` (in logits) with score ``s_tp = v h_tp``, and the answer is
+    ``sum_p softmax(s)_tp box_tp``: differentiable, and far easier to learn from few photos than a
+    box from one vector, because a patch only has to say what it sees.
+    """
+
+    def __init__(self, text_width: int, vision_width: int, width: int, grid: tuple[int, int]):
+        super().__init__()
+        self.text = nn.Linear(text_width, 2 * width)
+        self.patch = nn.Linear(vision_width, 2 * width)
+        self.norm = nn.LayerNorm(width)
+        self.hidden = nn.Linear(width, width)
+        self.score = nn.Linear(width, 1)
+        self.sides = nn.Linear(width, 4)
+        nn.init.normal_(self.score.weight, std=0.02)
+        nn.init.normal_(self.sides.weight, std=0.02)
+        nn.init.zeros_(self.score.bias)
+        # A quarter of the image to each side: the size of an average object.
+        nn.init.constant_(self.sides.bias, -1.1)
+        self.register_buffer("centres", _centres(grid), persistent=False)
+
+    def forward(self, cls: Tensor, patches: Tensor, image: Tensor) -> BoxPrediction:
+        """Votes.
+
+        Args:
+            cls: (T, D) fused text vectors.
+            patches: (I, P, Dv).
+            image: (T,) the image of each text.
+        """
+        scale, shift = self.text(cls).chunk(2, dim=-1)
+        gain, content = self.patch(patches).chunk(2, dim=-1)
+        joint = gain[image] * scale[:, None] + content[image] + shift[:, None]
+        joint = F.gelu(self.hidden(F.gelu(self.norm(joint)))).float()
+        votes = self.score(joint).squeeze(-1).float().log_softmax(dim=-1)
+        sides = self.sides(joint).float().sigmoid()  # left, top, right, bottom of the patch centre
+        centre = self.centres.repeat(1, 2)  # (P, 4): x, y, x, y
+        sign = sides.new_tensor([-1.0, -1.0, 1.0, 1.0])
+        corners = (votes.exp()[..., None] * (centre + sign * sides)).sum(dim=1)
+        boxes = torch.cat(
+            [(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], dim=-1
+        )
+        return BoxPrediction(boxes, votes)
+
+
+def _centres(grid: tuple[int, int]) -> Tensor:
+    rows, columns = grid
+    y = (torch.arange(rows) + 0.5) / rows
+    x = (torch.arange(columns) + 0.5) / columns
+    return torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1).flatten(0, 1)
+
+
+def build_box_head(
+    config: BoxHeadConfig, text_width: int, vision_width: int, grid: tuple[int, int]
+) -> nn.Module:
+    """The head that a configuration describes."""
+    if isinstance(config, ClsBoxHead):
+        return ClsHead(text_width)
+    if grid[0] * grid[1] < 4:
+        raise ConfigError(f"box_head `patch` needs a grid of patches, not {grid}; use `cls`")
+    return PatchHead(text_width, vision_width, config.width, grid)

@@ -1,0 +1,161 @@
+"""The model: image encoder, text encoder, cross encoder and the heads of every objective."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from wholegrain.boxes import box_mask
+from wholegrain.model.adapters.mmca import attach_mmca
+from wholegrain.model.attention import PredictionHead, init_bert
+from wholegrain.model.concepts import ImageFeatures, VisualConcepts, whole_images
+from wholegrain.model.config import ModelConfig
+from wholegrain.model.cross import CrossEncoder, Memory
+from wholegrain.model.grounding.box_head import BoxPrediction, build_box_head
+from wholegrain.model.text import MaskedLanguageHead, TextEncoder
+from wholegrain.model.vision import build_vision
+
+
+class MultiGrainModel(nn.Module):
+    """Images, regions and objects against words (X-VLM, Zeng et al. 2022).
+
+    Shapes: I images, C concepts, R rows of a cross-encoder call, L tokens, P patches.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.text.hidden_size
+        self.vision = build_vision(config.vision)
+        self.text = TextEncoder(config.text)
+        self.cross = CrossEncoder(config.text, self.vision.width)
+        self.image_projection = nn.Linear(self.vision.width, config.embed_dim)
+        self.text_projection = nn.Linear(width, config.embed_dim)
+        self.temperature = nn.Parameter(torch.tensor(config.temperature))
+        self.match_head = PredictionHead(width, 2)
+        self.masked_language_head = MaskedLanguageHead(config.text)
+        for part in (self.text, self.cross, self.masked_language_head):
+            init_bert(part)
+        self.box_head = build_box_head(
+            config.box_head, width, self.vision.width, self.vision.grid
+        )
+        # Last, so that a host with and without adapters starts from the same random draws.
+        self.adapter = None if config.adapter is None else attach_mmca(self, config.adapter)
+
+    @property
+    def image_depends_on_text(self) -> bool:
+        """Whether an image must be encoded again for each text."""
+        return self.adapter is not None
+
+    # --- encoders -------------------------------------------------------------------------------
+
+    def normalise_images(self, images: Tensor) -> Tensor:
+        """uint8 (I, 3, R, R) to the floats that `encode_images` reads."""
+        return self.vision.normalise(images)
+
+    def encode_images(self, images: Tensor) -> ImageFeatures:
+        """Encodes normalised images (I, 3, R, R), once, whatever is asked of them."""
+        features: ImageFeatures = self.vision(images)
+        return features
+
+    def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """States (C, L, D) of token ids (C, L) with mask bool (C, L)."""
+        states: Tensor = self.text(ids, mask)
+        return states
+
+    def concepts(self, features: ImageFeatures, image: Tensor, boxes: Tensor) -> VisualConcepts:
+        """Concepts of boxes.
+
+        Args:
+            features: of `encode_images`.
+            image: (C,) the image of each concept.
+            boxes: (C, 4) cxcywh in the unit square.
+        """
+        mask = box_mask(boxes, features.grid)
+        concepts: VisualConcepts = self.vision.concepts(features, image, mask)
+        return concepts
+
+    def memory(self, concepts: VisualConcepts) -> Memory:
+        """Keys and values of the concepts for the cross encoder."""
+        return self.cross.memory(concepts)
+
+    def fuse(self, states: Tensor, mask: Tensor, memory: Memory, rows: Tensor) -> Tensor:
+        """Fuses text states (R, L, D) with the concepts `rows` (R,) of a memory."""
+        fused: Tensor = self.cross(states, mask, memory, rows)
+        return fused
+
+    # --- heads ----------------------------------------------------------------------------------
+
+    def image_vector(self, cls: Tensor) -> Tensor:
+        """Unit vectors (C, E) of concept vectors (C, Dv), in fp32."""
+        return F.normalize(self.image_projection(cls).float(), dim=-1)
+
+    def text_vector(self, cls: Tensor) -> Tensor:
+        """Unit vectors (C, E) of text [CLS] states (C, D), in fp32."""
+        return F.normalize(self.text_projection(cls).float(), dim=-1)
+
+    def match_logits(self, cls: Tensor) -> Tensor:
+        """Logits (R, 2) of fused [CLS] states; class 1 is a match."""
+        logits: Tensor = self.match_head(cls)
+        return logits
+
+    def token_logits(self, states: Tensor) -> Tensor:
+        """Logits (..., V) of fused states (..., D) at masked places."""
+        logits: Tensor = self.masked_language_head(states, self.text.embeddings.word.weight)
+        return logits
+
+    def predict_boxes(self, cls: Tensor, features: ImageFeatures, image: Tensor) -> BoxPrediction:
+        """Boxes of fused [CLS] states (T, D); `image` (T,) is each text's image."""
+        prediction: BoxPrediction = self.box_head(cls, features.patches, image)
+        return prediction
+
+    # --- grounding ------------------------------------------------------------------------------
+
+    def ground_encoded(
+        self, features: ImageFeatures, states: Tensor, mask: Tensor, image: Tensor
+    ) -> tuple[BoxPrediction, Tensor]:
+        """Boxes of encoded texts in encoded images.
+
+        Args:
+            features: I images, already conditioned on the texts where an adapter asks for it.
+            states: (T, L, D) of `encode_text`; mask bool (T, L).
+            image: (T,) row of `features` for each text.
+
+        Returns:
+            The prediction, and match logits (T, 2) of text and whole image.
+        """
+        memory = self.memory(whole_images(features))
+        cls = self.fuse(states, mask, memory, image)[:, 0]
+        return self.predict_boxes(cls, features, image), self.match_logits(cls)
+
+    def encode_for_texts(
+        self, images: Tensor, states: Tensor, mask: Tensor, image: Tensor
+    ) -> tuple[ImageFeatures, Tensor]:
+        """Image features as texts need them, and the row of them that each text reads.
+
+        Without an adapter an image is encoded once; with one, once a text.
+        """
+        if self.adapter is None:
+            return self.encode_images(images), image
+        with self.adapter.conditioned_on(states, mask, image):
+            features = self.encode_images(images)
+        return features, torch.arange(len(states), device=states.device)
+
+    def ground(
+        self, images: Tensor, ids: Tensor, mask: Tensor, image: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Finds texts in images.
+
+        Args:
+            images: normalised (I, 3, R, R).
+            ids, mask: (T, L) token ids and bool mask.
+            image: (T,) the image of each text.
+
+        Returns:
+            Boxes (T, 4) cxcywh in the unit square and match probabilities (T,).
+        """
+        states = self.encode_text(ids, mask)
+        features, rows = self.encode_for_texts(images, states, mask, image)
+        prediction, match = self.ground_encoded(features, states, mask, rows)
+        return prediction.boxes, match.float().softmax(dim=-1)[:, 1]

@@ -1,0 +1,224 @@
+"""Image encoders: timm backbones behind one interface."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import wholegrain.torchvision_shim  # noqa: F401  timm imports torchvision
+from wholegrain.errors import ConfigError
+from wholegrain.model.concepts import ImageFeatures, VisualConcepts, join, pooled_concepts
+from wholegrain.model.concepts import whole_images as whole_images_of
+from wholegrain.model.config import SwinVision, TimmVision, VisionConfig, VitVision
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class VisionEncoder(nn.Module):
+    """An image encoder that yields a patch grid.
+
+    Attributes:
+        width: channels of the patch tokens.
+        grid: (rows, columns) of the patch grid at the configured image size.
+    """
+
+    width: int
+    grid: tuple[int, int]
+
+    def __init__(self, image_size: int) -> None:
+        super().__init__()
+        self.image_size = image_size
+        # Constants, not weights: kept out of the checkpoint, moved with the module.
+        mean = torch.tensor(CLIP_MEAN).view(3, 1, 1) * 255
+        std = torch.tensor(CLIP_STD).view(3, 1, 1) * 255
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 (I, 3, R, R) to the floats that the backbone reads."""
+        return (images.float() - self.mean) / self.std
+
+    def forward(self, images: Tensor) -> ImageFeatures:
+        """Encodes normalised images (I, 3, R, R)."""
+        raise NotImplementedError  # abstract
+
+    def concepts(self, features: ImageFeatures, image: Tensor, mask: Tensor) -> VisualConcepts:
+        """Concepts of images: `image` (C,), `mask` bool (C, P)."""
+        return pooled_concepts(features, image, mask)
+
+    def blocks(self) -> list[nn.Module]:
+        """Transformer blocks in order, first to last; empty for a convolutional network."""
+        return []
+
+
+class SwinEncoder(VisionEncoder):
+    """timm's Swin: `width` is 8 times `embed_dim`, the image vector the mean of its patches."""
+
+    def __init__(self, config: SwinVision) -> None:
+        super().__init__(config.image_size)
+        from timm.models.swin_transformer import SwinTransformer
+
+        self.backbone = SwinTransformer(
+            img_size=config.image_size,
+            patch_size=config.patch_size,
+            embed_dim=config.embed_dim,
+            depths=config.depths,
+            num_heads=config.heads,
+            window_size=config.window,
+            num_classes=0,
+            global_pool="",
+            drop_path_rate=config.drop_path,
+        )
+        self.width = int(self.backbone.num_features)
+        side = config.image_size // (config.patch_size * 2 ** (len(config.depths) - 1))
+        self.grid = (side, side)
+
+    def forward(self, images: Tensor) -> ImageFeatures:
+        states = self.backbone.patch_embed(images)
+        pyramid = []
+        for stage in self.backbone.layers:
+            states = stage(states)
+            pyramid.append(states.permute(0, 3, 1, 2))
+        states = self.backbone.norm(states)
+        patches = states.flatten(1, 2)
+        grid = (int(states.shape[1]), int(states.shape[2]))
+        return ImageFeatures(patches.mean(dim=1), patches, grid, tuple(pyramid))
+
+    def blocks(self) -> list[nn.Module]:
+        return [block for stage in self.backbone.layers for block in stage.blocks]
+
+
+class QuickGelu(nn.Module):
+    """``x sigmoid(1.702 x)``, CLIP's activation."""
+
+    def forward(self, states: Tensor) -> Tensor:
+        return states * torch.sigmoid(1.702 * states)
+
+
+class VitEncoder(VisionEncoder):
+    """timm's ViT with a class token; optionally regions through local-attention blocks."""
+
+    def __init__(self, config: VitVision) -> None:
+        super().__init__(config.image_size)
+        from timm.models.vision_transformer import VisionTransformer
+
+        if not 0 <= config.local_layers < config.depth:
+            raise ConfigError(
+                f"vision.local_layers is {config.local_layers} of {config.depth} blocks; "
+                "keep at least one block global"
+            )
+        self.backbone = VisionTransformer(
+            img_size=config.image_size,
+            patch_size=config.patch_size,
+            embed_dim=config.width,
+            depth=config.depth,
+            num_heads=config.heads,
+            mlp_ratio=config.mlp_ratio,
+            num_classes=0,
+            global_pool="",
+            pre_norm=config.clip,
+            act_layer=QuickGelu if config.clip else None,
+            norm_layer=partial(nn.LayerNorm, eps=1e-5 if config.clip else 1e-6),
+            drop_path_rate=config.drop_path,
+        )
+        self.width = config.width
+        side = config.image_size // config.patch_size
+        self.grid = (side, side)
+        self.local_layers = config.local_layers
+
+    def _features(self, tokens: Tensor, before_local: Tensor | None) -> ImageFeatures:
+        tokens = self.backbone.norm(tokens)
+        patches = tokens[:, 1:]
+        rows, columns = self.grid
+        pyramid = (patches.transpose(1, 2).unflatten(2, (rows, columns)),)
+        return ImageFeatures(tokens[:, 0], patches, self.grid, pyramid, before_local)
+
+    def forward(self, images: Tensor) -> ImageFeatures:
+        tokens = self.backbone.patch_embed(images)
+        tokens = self.backbone.norm_pre(self.backbone._pos_embed(tokens))
+        first_local = len(self.backbone.blocks) - self.local_layers
+        for block in self.backbone.blocks[:first_local]:
+            tokens = block(tokens)
+        before_local = tokens if self.local_layers else None
+        for block in self.backbone.blocks[first_local:]:
+            tokens = block(tokens)
+        return self._features(tokens, before_local)
+
+    def concepts(self, features: ImageFeatures, image: Tensor, mask: Tensor) -> VisualConcepts:
+        """Region rows run the local blocks attending to the class token and their own patches."""
+        if features.before_local is None:
+            return pooled_concepts(features, image, mask)
+        # A concept that sees every patch is the image itself: it needs no rows of its own.
+        whole = mask.all(dim=1)
+        images = whole_images_of(features)
+        regions = self._local_concepts(features.before_local, image[~whole], mask[~whole])
+        joined = join(images, regions)
+        order = torch.empty_like(image)
+        order[whole] = image[whole]
+        order[~whole] = len(images) + torch.arange(len(regions), device=image.device)
+        return VisualConcepts(
+            joined.cls[order], joined.patches, joined.patch_row[order], joined.mask[order]
+        )
+
+    def _local_concepts(self, tokens: Tensor, image: Tensor, mask: Tensor) -> VisualConcepts:
+        tokens = tokens[image]
+        visible = torch.cat([mask.new_ones(len(mask), 1), mask], dim=1)[:, None, None, :]
+        for block in self.backbone.blocks[len(self.backbone.blocks) - self.local_layers :]:
+            tokens = block(tokens, attn_mask=visible)
+        tokens = self.backbone.norm(tokens)
+        rows = torch.arange(len(tokens), device=tokens.device)
+        return VisualConcepts(tokens[:, 0], tokens[:, 1:], rows, mask)
+
+    def blocks(self) -> list[nn.Module]:
+        return list(self.backbone.blocks)
+
+
+class TimmEncoder(VisionEncoder):
+    """Feature maps of any timm backbone; learnt positions are added to the last one's patches."""
+
+    def __init__(self, config: TimmVision) -> None:
+        super().__init__(config.image_size)
+        import timm
+
+        options: dict[str, Any] = dict(config.options)
+        try:
+            self.backbone = timm.create_model(
+                config.name,
+                pretrained=False,
+                features_only=True,
+                out_indices=config.stages,
+                **options,
+            )
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise ConfigError(
+                f"vision.name is {config.name!r} with options {options}: {error}; "
+                "see timm.list_models()"
+            ) from error
+        self.width = int(self.backbone.feature_info.channels()[-1])
+        side = config.image_size // int(self.backbone.feature_info.reduction()[-1])
+        self.grid = (side, side)
+        # A convolution knows where things are only from its border padding; words such as "left"
+        # need more.
+        self.positions = nn.Parameter(torch.zeros(1, side * side, self.width))
+        self.norm = nn.LayerNorm(self.width)
+        nn.init.trunc_normal_(self.positions, std=0.02)
+
+    def forward(self, images: Tensor) -> ImageFeatures:
+        images = images.contiguous(memory_format=torch.channels_last)
+        pyramid = tuple(self.backbone(images))
+        last = pyramid[-1]
+        patches = self.norm(last.flatten(2).transpose(1, 2) + self.positions)
+        return ImageFeatures(patches.mean(dim=1), patches, self.grid, pyramid)
+
+
+def build_vision(config: VisionConfig) -> VisionEncoder:
+    """The encoder that a configuration describes."""
+    if isinstance(config, SwinVision):
+        return SwinEncoder(config)
+    if isinstance(config, VitVision):
+        return VitEncoder(config)
+    return TimmEncoder(config)

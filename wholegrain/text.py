@@ -1,0 +1,153 @@
+"""Text: how an expression becomes token ids.
+
+Texts start with ``[CLS]`` and carry no ``[SEP]``, as in X-VLM (see docs). The tokenizer is a
+lower-casing WordPiece of the ``tokenizers`` library: the genuine BERT vocabulary from ``vocab.txt``,
+or one learnt from the corpus where a small model should not pay for 30,522 rows.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import Tokenizer as _Tokenizer
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+from wholegrain.errors import DataError, TextError
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_DELETED = re.compile(r"[,.'!?\"()*#:;~]")
+_SPACED = re.compile(r"[-/]")
+_MAX_CHARACTERS = 100_000  # far above any caption; bounds the work that one hostile text can cause
+
+
+def normalise_text(text: str, max_words: int | None = None) -> str:
+    """Lower-cases, drops punctuation, and keeps the first `max_words` words.
+
+    X-VLM's rule: ``, . ' ! ? " ( ) * # : ; ~`` vanish, ``-`` and ``/`` become a space,
+    ``<person>`` becomes ``person``.
+
+    Raises:
+        TextError: nothing is left to encode.
+    """
+    cleaned = _DELETED.sub("", text[:_MAX_CHARACTERS].lower())
+    cleaned = _SPACED.sub(" ", cleaned).replace("<person>", "person")
+    words = cleaned.split()
+    if not words:
+        raise TextError(f"the text {text[:60]!r} is empty once cleaned; give at least one word")
+    return " ".join(words if max_words is None else words[:max_words])
+
+
+class Tokenizer:
+    """WordPiece ids for captions and expressions; wraps a `tokenizers.Tokenizer`."""
+
+    def __init__(self, backend: _Tokenizer) -> None:
+        self._backend = backend
+        ids = [backend.token_to_id(token) for token in SPECIAL_TOKENS]
+        missing = [t for t, i in zip(SPECIAL_TOKENS, ids, strict=True) if i is None]
+        if missing:
+            raise DataError(f"the vocabulary lacks {', '.join(missing)}; use a BERT vocabulary")
+        self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = ids
+        pieces = backend.get_vocab()
+        self._continues = [False] * self.vocab_size
+        for piece, index in pieces.items():
+            self._continues[index] = piece.startswith("##")
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids."""
+        return int(self._backend.get_vocab_size())
+
+    def encode(self, text: str, max_tokens: int = 40, max_words: int | None = None) -> list[int]:
+        """``[CLS]`` and the first ``max_tokens - 1`` word pieces of the normalised text.
+
+        Raises:
+            TextError: the text holds no word.
+        """
+        words = normalise_text(text, max_words if max_words is not None else max_tokens)
+        return [self.cls_id, *self.pieces(words)][:max_tokens]
+
+    def pieces(self, text: str) -> list[int]:
+        """Word-piece ids of a text exactly as the vocabulary's BERT would cut it, nothing added."""
+        return list(self._backend.encode(text, add_special_tokens=False).ids)
+
+    def word_starts(self, ids: Iterable[int]) -> list[bool]:
+        """True where a token opens a word, False where it continues one (``##``)."""
+        return [not self._continues[i] for i in ids]
+
+    def tokens(self, ids: Iterable[int]) -> list[str]:
+        """The word pieces behind ids, for people to read."""
+        return [self._backend.id_to_token(i) for i in ids]
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int = 4000) -> Tokenizer:
+        """Learns a WordPiece vocabulary; the same texts in the same order give the same one."""
+        backend = _wordpiece({})
+        trainer = trainers.WordPieceTrainer(
+            vocab_size=vocab_size,
+            min_frequency=2,
+            special_tokens=list(SPECIAL_TOKENS),
+            limit_alphabet=200,
+            show_progress=False,
+        )
+        backend.train_from_iterator((_cleaned(text) for text in texts), trainer)
+        return cls(_stable(backend))
+
+    @classmethod
+    def from_vocab(cls, path: Path | str) -> Tokenizer:
+        """Reads a BERT ``vocab.txt``: one piece a line, the line number is the id."""
+        lines = _read_text(Path(path)).splitlines()
+        return cls(_wordpiece({piece: index for index, piece in enumerate(lines)}))
+
+    @classmethod
+    def load(cls, path: Path | str) -> Tokenizer:
+        """Reads a ``tokenizer.json``."""
+        try:
+            return cls(_Tokenizer.from_str(_read_text(Path(path))))
+        except DataError:
+            raise
+        except Exception as error:  # the library raises bare Exception for any malformed file
+            raise DataError(f"{path}: not a tokenizer file ({error}); export it again") from error
+
+    def to_json(self) -> str:
+        """``tokenizer.json``'s text, which `tokenizers` and `transformers` read as well."""
+        return json.dumps(json.loads(self._backend.to_str()), ensure_ascii=False, indent=1)
+
+    def save(self, path: Path | str) -> None:
+        """Writes ``tokenizer.json``."""
+        Path(path).write_text(self.to_json(), encoding="utf-8")
+
+
+def _cleaned(text: str) -> str:
+    try:
+        return normalise_text(text)
+    except TextError:
+        return ""
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); check the path") from error
+
+
+def _wordpiece(vocabulary: dict[str, int]) -> _Tokenizer:
+    backend = _Tokenizer(
+        models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100)
+    )
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece(prefix="##")
+    backend.add_special_tokens([t for t in SPECIAL_TOKENS if t in vocabulary])
+    return backend
+
+
+def _stable(backend: _Tokenizer) -> _Tokenizer:
+    # The trainer numbers pieces in an order that may vary between runs of the library, though their
+    # set does not; sorting makes ids, and with them every weight of the embedding, reproducible.
+    pieces = sorted(set(backend.get_vocab()) - set(SPECIAL_TOKENS))
+    ordered = [*SPECIAL_TOKENS, *pieces]
+    return _wordpiece({piece: index for index, piece in enumerate(ordered)})

@@ -1,0 +1,164 @@
+"""The loop. Everything optional stands beside it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from wholegrain.errors import CheckpointError, WholegrainError
+from wholegrain.train import checkpoint
+from wholegrain.train.config import OptimConfig, RunConfig
+from wholegrain.train.engine import Engine
+from wholegrain.train.meters import Averages, Journal, Throughput
+from wholegrain.train.optim import Optimizer
+from wholegrain.train.preempt import StopRequest
+
+
+class Batches(Protocol):
+    """A stream of a rank's batches from a given part on."""
+
+    def __call__(self, start: int, stop: int) -> Iterable[Any]: ...
+
+
+@dataclass
+class Stage:
+    """What differs between the stages that the loop trains."""
+
+    name: str
+    """Shown in the progress bar."""
+    module: nn.Module
+    """``module(batch)`` gives named scalar tensors, of which ``loss`` is the one minimised."""
+    model: nn.Module
+    """The part of `module` that checkpoints hold."""
+    batches: Batches
+    """``batches(a, b)`` gives this rank's parts a .. b - 1 of the global batches."""
+    validate: Callable[[], Mapping[str, float]] | None = None
+    """Called with the module in evaluation mode; every rank calls it, all get the same figures."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What a resume must find unchanged: fingerprints, seed, batch size."""
+    files: dict[str, str] = field(default_factory=dict)
+    """Texts stored with each checkpoint."""
+
+
+class Interrupted(WholegrainError):
+    """The run was asked to stop and has saved itself."""
+
+
+def fit(stage: Stage, run: RunConfig, optim: OptimConfig, engine: Engine, out: Path) -> int:
+    """Trains from the newest complete checkpoint, or from the start, to `run.steps`.
+
+    Returns:
+        The step that the run began at.
+
+    Raises:
+        Interrupted: after SIGTERM or SIGUSR1, with a checkpoint written.
+        WholegrainError: too many non-finite steps in a row.
+    """
+    optimizer = Optimizer(stage.module, optim, run.steps)
+    stage.module.to(engine.device)
+    start = _resume(stage, optimizer, engine, out)
+    wrapped = engine.wrap(stage.module)
+    averages, speed = Averages(), Throughput()
+    skipped_in_a_row = 0
+    with Journal(out, run.steps, start, stage.name, engine.is_main) as journal, StopRequest() as stop:
+        parts = iter(stage.batches(start * run.accumulation, run.steps * run.accumulation))
+        for step in range(start, run.steps):
+            seed_step(run.seed, step, engine.rank)
+            rate = optimizer.set_rate(step)
+            for part in range(run.accumulation):
+                batch = _next(parts, speed)
+                with engine.part(wrapped, last=part == run.accumulation - 1):
+                    losses = wrapped(batch.to(engine.device))
+                    loss = losses["loss"] / run.accumulation
+                engine.backward(loss)
+                averages.add(losses)
+            norm, skipped = optimizer.step()
+            speed.step(run.batch_size)
+            averages.add({"gradient_norm": norm.nan_to_num(0.0, 0.0, 0.0), "skipped": skipped})
+            done = step + 1
+            if done % run.log_every == 0 or done == run.steps:
+                means = engine.mean({**averages.take(), **speed.take()})
+                journal.write(done, "train", {**means, "learning_rate": rate})
+                lost = means["skipped"] * run.log_every
+                skipped_in_a_row = int(skipped_in_a_row + lost) if lost >= run.log_every else 0
+                _stop_if_lost(skipped_in_a_row, run, out)
+            if _due(done, run.validate_every, run.steps) and stage.validate is not None:
+                journal.write(done, "val", validated(stage))
+                speed.take()
+            interrupted = engine.any(stop.received is not None)
+            if _due(done, run.save_every, run.steps) or interrupted:
+                _save(stage, optimizer, engine, out, done, run.keep)
+            if interrupted and done < run.steps:
+                raise Interrupted(f"stopped at step {done} by a signal; run again to continue")
+    return start
+
+
+def validated(stage: Stage) -> dict[str, float]:
+    """The stage's validation figures, with the module in evaluation mode and back."""
+    assert stage.validate is not None
+    stage.module.eval()
+    with torch.no_grad():
+        figures = dict(stage.validate())
+    stage.module.train()
+    return figures
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Makes the randomness of a step (dropout, negatives) a function of seed, step and rank."""
+    digest = hashlib.blake2b(f"{seed}/{step}/{rank}".encode(), digest_size=7).digest()
+    torch.manual_seed(int.from_bytes(digest, "little"))
+
+
+def _next(parts: Iterator[Any], speed: Throughput) -> Any:
+    speed.waiting()
+    batch = next(parts)
+    speed.arrived()
+    return batch
+
+
+def _due(done: int, every: int, steps: int) -> bool:
+    return done == steps or (every > 0 and done % every == 0)
+
+
+def _stop_if_lost(in_a_row: int, run: RunConfig, out: Path) -> None:
+    if in_a_row <= run.max_skipped:
+        return
+    newest = checkpoint.latest(out)
+    where = newest.folder if newest else "none yet"
+    raise WholegrainError(
+        f"the gradient was not finite for {in_a_row} steps in a row; lower optim.lr or look at the "
+        f"data; the last good checkpoint is {where}"
+    )
+
+
+def _save(
+    stage: Stage, optimizer: Optimizer, engine: Engine, out: Path, step: int, keep: int
+) -> None:
+    if engine.is_main:
+        checkpoint.save(
+            out, step, stage.model, optimizer.adamw, {"facts": stage.facts}, keep, stage.files
+        )
+    engine.wait()
+
+
+def _resume(stage: Stage, optimizer: Optimizer, engine: Engine, out: Path) -> int:
+    found = checkpoint.latest(out)
+    if found is None:
+        return 0
+    before = found.state().get("facts", {})
+    for name, value in stage.facts.items():
+        if before.get(name) != value:
+            raise CheckpointError(
+                f"{found.folder}: was made with {name} {before.get(name)!r}, this run has "
+                f"{value!r}; give another --out, or the old value"
+            )
+    found.load(stage.model, optimizer.adamw)
+    return found.step
+
+
