@@ -12,7 +12,7 @@ import itertools
 import json
 import os
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -109,22 +109,22 @@ def run(args: argparse.Namespace) -> int:
     console = Console()
     source = SOURCES[args.source].open_source(args)
     if is_up_to_date(source, options):
-        console.print(f"{options.out}: up to date")
+        _say(console, f"{options.out}: up to date")
         return 0
     result = convert(source, options, console)
     console.print(counts_table(result.manifest, skipped=result.skipped, left_out=source.left_out))
-    console.print(f"corpus: {options.out}")
+    _say(console, f"corpus: {options.out}")
     if result.skipped:
-        console.print(f"skipped samples are listed in {options.out / SKIPPED}")
+        _say(console, f"skipped samples are listed in {options.out / SKIPPED}")
     return 0
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
 class Result:
     """``manifest`` as written; ``skipped`` counts bad samples by cause."""
 
-    manifest: dict[str, Any] = field(default_factory=dict)
-    skipped: Counter[str] = field(default_factory=Counter)
+    manifest: dict[str, Any]
+    skipped: Counter[str]
 
 
 def is_up_to_date(source: Source, options: ConvertOptions) -> bool:
@@ -151,8 +151,6 @@ def is_up_to_date(source: Source, options: ConvertOptions) -> bool:
 
 def convert(source: Source, options: ConvertOptions, console: Console) -> Result:
     """Write the corpus, or nothing. DataError if too many samples are bad, or all."""
-    result = Result()
-    listed: list[Bad] = []
     description: dict[str, Any] = {
         "name": options.name or source.name,
         "converter": source.name,
@@ -173,23 +171,18 @@ def convert(source: Source, options: ConvertOptions, console: Console) -> Result
         task = bar.add_task(source.name, total=judge.total, bad="")
         for item in ordered_map(work, drafts, options.workers):
             bad = item if isinstance(item, Bad) else _write(writer, item)
-            if bad is not None:
-                result.skipped[bad.cause] += 1
-                listed.append(bad)
-                bar.update(task, bad=f"{len(listed)} skipped")
             judge.saw(bad)
-            bar.advance(task)
+            bar.update(task, advance=1, bad=f"{len(judge.bad)} skipped" if judge.bad else "")
         judge.finish()
         # The writer keeps this very dict and writes it last.
-        description["skipped"] = dict(result.skipped)
+        description["skipped"] = dict(judge.causes())
         description["left_out"] = dict(+source.left_out)
-    _write_skipped(options.out, listed)
-    result.manifest = writer.manifest
-    return result
+    _write_skipped(options.out, judge.bad)
+    return Result(writer.manifest, judge.causes())
 
 
 class _Judge:
-    """Counts bad samples and stops the run as soon as there are too many."""
+    """Keeps the bad samples and stops the run as soon as there are too many."""
 
     def __init__(self, options: ConvertOptions, total: int | None) -> None:
         self.options, self.total = options, total
@@ -211,11 +204,13 @@ class _Judge:
             raise DataError(f"{self.options.out}: the source holds no sample; nothing is written")
         self._check(self.seen)
 
+    def causes(self) -> Counter[str]:
+        return Counter(bad.cause for bad in self.bad)
+
     def _check(self, total: int) -> None:
         if len(self.bad) <= self.options.max_bad * total:
             return
-        causes = Counter(bad.cause for bad in self.bad)
-        counted = ", ".join(f"{count} x {cause}" for cause, count in causes.most_common())
+        counted = ", ".join(f"{count} x {cause}" for cause, count in self.causes().most_common())
         firsts = {bad.cause: bad.detail for bad in reversed(self.bad)}
         examples = "".join(f"\n  {detail}" for detail in itertools.islice(firsts.values(), 5))
         raise DataError(
@@ -223,6 +218,11 @@ class _Judge:
             f"{self.options.max_bad:.1%} of {total}; nothing is written. Mend the source, or raise "
             f"--max-bad. For instance:{examples}"
         )
+
+
+def _say(console: Console, line: str) -> None:
+    """A line with a path in it: neither markup nor to be broken."""
+    console.print(line, markup=False, soft_wrap=True)
 
 
 def _prepare(item: Draft | Bad, max_side: int | None) -> Ready | Bad:

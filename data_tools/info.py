@@ -27,6 +27,9 @@ def run(args: argparse.Namespace) -> int:
     console = Console()
     console.print(counts_table(manifest))
     origin = manifest["source"]
-    console.print(f"converter    {origin.get('converter', 'unknown')}", highlight=False)
-    console.print(f"fingerprint  {manifest['fingerprint']}", highlight=False)
+    for label, value in (
+        ("converter", origin.get("converter", "unknown")),
+        ("fingerprint", manifest["fingerprint"]),
+    ):
+        console.print(f"{label:12} {value}", highlight=False, markup=False, soft_wrap=True)
     return 0

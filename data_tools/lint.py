@@ -57,7 +57,11 @@ def run(args: argparse.Namespace) -> int:
         console.print(f"and {found - _LISTED} more")
     checked = min(args.sample or len(corpus), len(corpus))
     verdict = f"{found} problem{'s' * (found != 1)}" if found else "no problem"
-    console.print(f"{args.corpus}: {checked:,} of {len(corpus):,} samples checked, {verdict}")
+    console.print(
+        f"{args.corpus}: {checked:,} of {len(corpus):,} samples checked, {verdict}",
+        markup=False,
+        soft_wrap=True,
+    )
     return 1 if found else 0
 
 

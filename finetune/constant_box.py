@@ -7,10 +7,16 @@ the training set* is the floor that every figure is shown beside.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from finetune.metrics import RESAMPLES
+from finetune.predictions import Prediction
+from finetune.results import Evaluation, evaluate_predictions
+from finetune.samples import Expression
 
 Array = NDArray[np.float64]
 
@@ -72,6 +78,25 @@ def best_constant_box(boxes: Array, threshold: float = 0.5) -> ConstantBox:
     accuracy = float(_hits(winner[None], corners, threshold)[0]) / len(corners)
     x1, y1, x2, y2 = (float(edge) for edge in winner)
     return ConstantBox(((x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1), accuracy)
+
+
+def constant_baseline(
+    train: Sequence[Expression],
+    test: Sequence[Expression],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> tuple[ConstantBox, Evaluation]:
+    """The best constant box of the training expressions (merged boxes), and its figures on others.
+
+    No image is read. Errors as for `best_constant_box` and `evaluate_predictions`.
+    """
+    boxes = np.array([one.box for one in train], dtype=np.float64).reshape(-1, 4)
+    sizes = np.array([(one.width, one.height) for one in train], dtype=np.float64).reshape(-1, 2)
+    centres = boxes[:, :2] + boxes[:, 2:] / 2
+    constant = best_constant_box(np.concatenate([centres / sizes, boxes[:, 2:] / sizes], axis=1))
+    answers = [Prediction.of(one, constant.pixels(one.width, one.height)) for one in test]
+    return constant, evaluate_predictions(answers, resamples=resamples, seed=seed)
 
 
 def _grid() -> Array:

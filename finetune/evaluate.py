@@ -133,7 +133,7 @@ def _check_stored(answers: Sequence[Answer], evaluation: Evaluation) -> None:
     """A file whose IoU and boxes disagree was edited, or is in another convention than it says."""
     for key, protocol in (("iou", "merged"), ("iou_any", "any")):
         for answer, computed in zip(answers, evaluation.iou[protocol].tolist(), strict=True):
-            stored = answer.stored.get(key)
+            stored = answer.number(key)
             if stored is not None and abs(stored - computed) > _TOLERANCE:
                 remedy = f"its boxes give {computed:.6g}; name their convention with --boxes"
                 raise answer.fields.error(key, stored, remedy)

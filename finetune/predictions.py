@@ -70,14 +70,22 @@ class Prediction:
 class Answer:
     """One line of a predictions file, the box still in the convention of its writer."""
 
-    where: str
-    """File and line, for messages."""
     id: str
     box: Corners | None
-    score: float | None
-    stored: dict[str, float]
-    """The line's own ``iou`` and ``iou_any``, where it has them."""
+    values: dict[str, Any]
+    """The whole line."""
     fields: Fields
+    """The same with checked access."""
+
+    def number(self, key: str) -> float | None:
+        """The finite number `key`; None where the line has none. RecordError: anything else."""
+        value = self.values.get(key)
+        return None if value is None else _number(self.fields, key, value)
+
+    def reference(self, key: str) -> int | None:
+        """The id `key`; None where the line has none. RecordError: anything else."""
+        present = self.values.get(key) is not None
+        return self.fields.integer(key, 0, 1 << 62) if present else None
 
 
 def write_predictions(
@@ -125,21 +133,13 @@ def read_answers(path: Path) -> list[Answer]:
         values = load_json(line, where)
         fields = Fields(values, where, "")
         box = fields.required("box")
-        numbers = {
-            key: _number(fields, key, values[key])
-            for key in ("score", "iou", "iou_any")
-            if values.get(key) is not None
-        }
-        answers.append(
-            Answer(
-                where=where,
-                id=fields.text("id"),
-                box=None if box is None else corners_field(fields, "box", box),
-                score=numbers.pop("score", None),
-                stored=numbers,
-                fields=fields,
-            )
+        answer = Answer(
+            id=fields.text("id"),
+            box=None if box is None else corners_field(fields, "box", box),
+            values=values,
+            fields=fields,
         )
+        answers.append(answer)
     if not answers:
         raise DataError(f"{path}: no prediction in it; it needs one JSON line an expression")
     return answers
@@ -165,7 +165,9 @@ def complete_prediction(answer: Answer) -> Prediction:
         truths=tuple(corners_field(fields, f"truths[{i}]", box) for i, box in enumerate(several))
         or (truth,),
         box=answer.box,
-        score=answer.score,
+        score=answer.number("score"),
+        ref_id=answer.reference("ref_id"),
+        sent_id=answer.reference("sent_id"),
     )
 
 
@@ -191,7 +193,7 @@ def match_answers(answers: Sequence[Answer], expressions: Sequence[Expression]) 
         if text is not None and text != expression.text:
             remedy = f"the corpus says {expression.text!r}; the ids belong to another corpus"
             raise answer.fields.error("text", text, remedy)
-        matched.append(Prediction.of(expression, answer.box, answer.score))
+        matched.append(Prediction.of(expression, answer.box, answer.number("score")))
     return matched
 
 

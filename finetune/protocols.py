@@ -56,8 +56,7 @@ def merged_iou(predicted: Array, truth: Array) -> Array:
     """
     answers = torch.from_numpy(np.asarray(predicted, dtype=np.float64))
     found = convert.iou(answers, torch.from_numpy(np.asarray(truth, dtype=np.float64)))
-    # Of two boxes that differ in the last bit, rounding may make the ratio 1 + 2e-16.
-    return np.where(unusable(predicted), 0.0, np.minimum(found.numpy(), 1.0))
+    return np.where(unusable(predicted), 0.0, found.numpy())
 
 
 def any_iou(predicted: Array, truths: Sequence[Sequence[Corners]]) -> Array:

@@ -10,7 +10,6 @@ import torch
 from pretrain.config import PretrainConfig
 from pretrain.data import PretrainData, open_data
 from pretrain.objective import PretrainingModule
-from pretrain.plan import dry_run
 from pretrain.validate import validate
 from wholegrain.config import dump_config, to_dict
 from wholegrain.errors import ConfigError
@@ -22,7 +21,7 @@ from wholegrain.text import Tokenizer
 from wholegrain.train import checkpoint
 from wholegrain.train.command import Command
 from wholegrain.train.engine import Engine
-from wholegrain.train.loop import Stage, fit
+from wholegrain.train.loop import Stage, fit, timed_steps
 from wholegrain.train.meters import METRICS
 from wholegrain.train.run_folder import environment, prepare_run_folder
 
@@ -35,12 +34,13 @@ def pretrain(command: Command[PretrainConfig]) -> int:
     config = fit_vocabulary(config, data.tokenizer)
     torch.manual_seed(config.run.seed)
     model = MultiGrainModel(config.model)
+    stage = pretraining_stage(config, data, model, engine)
     if command.dry_run:
-        print(dry_run(config, data, model, engine))
+        print(describe(data))
+        print(timed_steps(stage, config.run, config.optim, engine))
         return 0
     if engine.is_main:
         prepare_run_folder(out, config, engine.world)
-    stage = pretraining_stage(config, data, model, engine)
     fit(stage, config.run, config.optim, engine, out)
     if engine.is_main:
         finish(command, config, data, model, out, engine.world)
@@ -74,6 +74,17 @@ def pretraining_stage(
             "config.json": json.dumps(to_dict(config.model), indent=1),
             "tokenizer.json": data.tokenizer.to_json(),
         },
+    )
+
+
+def describe(data: PretrainData) -> str:
+    """What is read, in two lines."""
+    run = data.config.run
+    total = sum(len(source.corpus) for source in data.sources)
+    names = ", ".join(f"{source.name} ({len(source.corpus):,})" for source in data.sources)
+    return (
+        f"corpora      {names}; {data.tokenizer.vocab_size:,} word pieces\n"
+        f"epochs       {run.steps * run.batch_size / total:.1f} of {total:,} images"
     )
 
 

@@ -15,7 +15,7 @@ FLOORS = (
         "wholegrain.torchvision_shim",
     ),
     ("wholegrain.data", "wholegrain.objectives"),
-    ("wholegrain.model", "wholegrain.train", "wholegrain.report", "data_tools"),
+    ("wholegrain.draw", "wholegrain.model", "wholegrain.train", "wholegrain.report", "data_tools"),
     ("wholegrain.hub",),
     ("wholegrain.predict", "wholegrain.__main__", "pretrain", "finetune"),
 )

@@ -12,6 +12,7 @@ so an interrupted attempt is recognised and done again from nothing.
 """
 
 import argparse
+import contextlib
 import fcntl
 import hashlib
 import importlib.util
@@ -25,6 +26,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT / "constraints" / "lock.txt"
 SHIM = ROOT / "wholegrain" / "torchvision_shim.py"
+OLDEST_PYTHON = (3, 11)
 STAMP = "wholegrain-setup.json"
 # Only used where the index that pip is configured with has no CPU build.
 PUBLIC_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
@@ -51,30 +53,37 @@ def main(argv=None):
 
 def make(venv, torch_choice):
     """Bring `venv` to the state that the project's files ask for."""
-    if sys.version_info < (3, 11):
+    if sys.version_info < OLDEST_PYTHON:
         raise SetupError(
             f"Python 3.11 or newer is needed and this is {sys.version.split()[0]}. Install one "
             "(`apt-get install python3.11 python3.11-venv`) and name it: make PYTHON=python3.11"
         )
-    repository = os.open(ROOT, os.O_RDONLY)  # released when this process ends, however it ends
-    fcntl.flock(
-        repository, fcntl.LOCK_EX
-    )  # two makes at once: the second waits, then has nothing to do
+    with one_at_a_time():
+        stamp = read_stamp(venv)
+        build = choose_build(torch_choice, stamp)
+        wanted = {"state": COMPLETE, "torch": build, "inputs": fingerprint()}
+        if stamp == wanted:
+            return
+        if stamp.get("state") == INSTALLING or not has_pip(venv):
+            create(venv)
+        write_stamp(venv, {"state": INSTALLING})
+        say(f"installing into {venv} with the {build.upper()} build of torch; this takes minutes")
+        install(venv, build)
+        install_shim(venv)
+        check(venv)
+        write_stamp(venv, wanted)
+        say(f"ready: {venv}")
 
-    stamp = read_stamp(venv)
-    build = choose_build(torch_choice, stamp)
-    wanted = {"state": COMPLETE, "torch": build, "inputs": fingerprint()}
-    if stamp == wanted:
-        return
-    if stamp.get("state") == INSTALLING or not has_pip(venv):
-        create(venv)
-    write_stamp(venv, {"state": INSTALLING})
-    say(f"installing into {venv} with the {build.upper()} build of torch; this takes a few minutes")
-    install(venv, build)
-    install_shim(venv)
-    check(venv)
-    write_stamp(venv, wanted)
-    say(f"ready: {venv}")
+
+@contextlib.contextmanager
+def one_at_a_time():
+    """Of two makes started at once the second waits, and then has nothing left to do."""
+    repository = os.open(ROOT, os.O_RDONLY)
+    try:
+        fcntl.flock(repository, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(repository)
 
 
 def say(message):
@@ -142,9 +151,10 @@ def has_pip(venv):
     """Whether there is an environment of this Python that can be installed into."""
     same = f"import pip, sys; sys.exit(sys.version_info[:2] != {sys.version_info[:2]})"
     try:
-        return subprocess.run([python_of(venv), "-c", same], capture_output=True).returncode == 0
+        asked = subprocess.run([python_of(venv), "-c", same], capture_output=True, check=False)
     except OSError:
         return False
+    return asked.returncode == 0
 
 
 # --- making it ------------------------------------------------------------------------------------
@@ -152,14 +162,11 @@ def has_pip(venv):
 
 def create(venv):
     """A new, empty environment with pip in the place of whatever was there."""
-    # Inside an activated environment, which may be the very one to clear: the Python beneath it.
-    python = getattr(sys, "_base_executable", sys.executable)
-    command = [python, "-m", "venv", "--clear", str(venv)]
-    if importlib.util.find_spec("ensurepip") is not None:
-        run(command, "the environment could not be created")
-        return
+    # The Python beneath an activated environment, which may be the very one to be cleared.
+    python = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
+    bundled = importlib.util.find_spec("ensurepip") is not None
     # Debian and Ubuntu move ensurepip into a package of its own. A pip of the system can stand in.
-    if importlib.util.find_spec("pip") is None:
+    if not bundled and importlib.util.find_spec("pip") is None:
         package = f"python3.{sys.version_info[1]}-venv"
         sudo = "" if os.geteuid() == 0 else "sudo "
         raise SetupError(
@@ -167,9 +174,25 @@ def create(venv):
             f"packages of their own. Run `{sudo}apt-get install {package}` (or python3-venv) and "
             "then the same command again."
         )
+    venv.mkdir(parents=True, exist_ok=True)
+    write_stamp(venv, {"state": INSTALLING})
+    clear(venv)
+    command = [python, "-m", "venv", str(venv)]
+    if bundled:
+        run(command, "the environment could not be created")
+        return
     run([*command, "--without-pip"], "the environment could not be created")
     borrowed = [python, "-m", "pip", "--python", str(python_of(venv))]
-    run([*borrowed, "install", "--quiet", "pip"], "pip could not be installed")
+    run([*borrowed, "install", "-qq", "pip"], "pip could not be installed")
+
+
+def clear(venv):
+    """Remove everything but the stamp: if this is interrupted, the next run has to know."""
+    for entry in venv.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        elif entry.name != STAMP:
+            entry.unlink()
 
 
 def install(venv, build):

@@ -110,12 +110,12 @@ class Grounder:
             states, mask = self._encode(part)
             rows = torch.zeros(len(part), dtype=torch.long, device=self.device)
             features, rows = self._features(pixels, whole, states, mask, rows)
-            prediction, match = self.model.ground_encoded(features, states, mask, rows)
+            prediction, confidence = self.model.ground_encoded(features, states, mask, rows)
             corners = denormalise(
                 cxcywh_to_xyxy(prediction.boxes.float().cpu()), decoded.width, decoded.height
             )
             boxes = clip_xyxy(corners, decoded.width, decoded.height).tolist()
-            scores = match.float().softmax(dim=-1)[:, 1].tolist()
+            scores = confidence.float().tolist()
             for text, (left, top, right, bottom), score in zip(part, boxes, scores, strict=True):
                 found.append(Grounding(text, (left, top, right, bottom), score))
         return found
@@ -211,13 +211,7 @@ class Grounder:
 
     def _encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """States (T, L, D) and mask bool (T, L) of texts."""
-        encoded = [self.tokenizer.encode(text, self.max_tokens) for text in texts]
-        longest = max(len(ids) for ids in encoded)
-        ids = torch.full((len(encoded), longest), self.tokenizer.pad_id)
-        mask = torch.zeros(len(encoded), longest, dtype=torch.bool)
-        for row, one in enumerate(encoded):
-            ids[row, : len(one)] = torch.tensor(one)
-            mask[row, : len(one)] = True
+        ids, mask = self.tokenizer.encode_batch(texts, self.max_tokens)
         mask = mask.to(self.device)
         return self.model.encode_text(ids.to(self.device), mask), mask
 

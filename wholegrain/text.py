@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import torch
 from tokenizers import Tokenizer as _Tokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor
 
 from wholegrain.errors import DataError, TextError
 
@@ -68,6 +70,16 @@ class Tokenizer:
         """
         words = normalise_text(text, max_words if max_words is not None else max_tokens)
         return [self.cls_id, *self.pieces(words)][:max_tokens]
+
+    def encode_batch(self, texts: Sequence[str], max_tokens: int = 40) -> tuple[Tensor, Tensor]:
+        """Token ids (T, L), padded at the end, and the mask bool (T, L), True at tokens."""
+        encoded = [self.encode(text, max_tokens) for text in texts]
+        longest = max((len(ids) for ids in encoded), default=1)
+        ids = torch.full((len(encoded), longest), self.pad_id)
+        for row, one in enumerate(encoded):
+            ids[row, : len(one)] = torch.tensor(one)
+        lengths = torch.tensor([len(one) for one in encoded], dtype=torch.long)
+        return ids, torch.arange(longest) < lengths[:, None]
 
     def pieces(self, text: str) -> list[int]:
         """Word-piece ids of a text exactly as the vocabulary's BERT would cut it, nothing added."""

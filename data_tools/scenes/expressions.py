@@ -62,16 +62,15 @@ def write_expressions(items: Sequence[Item], rng: np.random.Generator) -> list[E
     order = rng.permutation(len(items)).tolist()
     targets = (order * _MOST)[:total]
     anchors = [_unique_words(k, items, rng) for k in range(len(items))]
-    found: dict[str, Expression] = {}
+    found: dict[Program, Expression] = {}
     for target in targets:
         simple, complex_ = _simple(target, items, rng), _complex(target, items, anchors, rng)
         for candidates in (
             (simple, complex_) if rng.random() < _SIMPLE_SHARE else (complex_, simple)
         ):
-            program = next(candidates, None)
+            program = next((p for p in candidates if p not in found), None)
             if program is not None:
-                expression = Expression(target, say(program, rng), program)
-                found.setdefault(expression.text, expression)
+                found[program] = Expression(target, say(program, rng), program)
                 break
     return sorted(found.values(), key=lambda expression: expression.target)
 

@@ -33,6 +33,7 @@ from data_tools.scenes.programs import Item
 from data_tools.scenes.scene import Scene, render_scene, scene_rng
 from wholegrain.errors import DataError
 
+_CONFIG_FILE: Final = "scenes.json"
 _QUALITY: Final = 92
 _CHUNK: Final = 16
 _IDS_PER_SPLIT: Final = 10_000_000
@@ -74,11 +75,10 @@ def write_scenes(
     when it is complete.
 
     Raises:
-        DataError: `out` exists and `overwrite` is off.
+        DataError: `out` exists, and `overwrite` is off or it is no folder of scenes.
     """
     out = Path(out)
-    if os.path.lexists(out) and not overwrite:
-        raise DataError(f"{out}: exists; give another --out, or --overwrite to replace it")
+    _check_free(out, overwrite)
     counts = dict.fromkeys(SPLITS, 0)
     refer: dict[str, list[Json]] = {"images": [], "annotations": [], "refs": [], "phrases": []}
     with _staged(out) as folder, _mapper(workers) as run_in_order:
@@ -102,7 +102,7 @@ def write_scenes(
         _write_instances(folder / "instances.json", refer["images"], refer["annotations"])
         for name, key in (("scenes", "refs"), ("phrases", "phrases")):
             (folder / f"refs({name}).p").write_bytes(_pickle(refer[key]))
-        _write_json(folder / "scenes.json", asdict(config))
+        _write_json(folder / _CONFIG_FILE, asdict(config))
     return counts
 
 
@@ -244,6 +244,18 @@ def _count(counts: dict[str, int], split: str, merged: dict[str, list[Json]]) ->
         counts[name] = counts.get(name, 0) + value
 
 
+def _check_free(out: Path, overwrite: bool) -> None:
+    if not os.path.lexists(out):
+        return
+    if not overwrite:
+        raise DataError(f"{out}: exists; give another --out, or --overwrite to replace it")
+    if not (out / _CONFIG_FILE).is_file():
+        # A slip of the hand must not cost someone their home folder.
+        raise DataError(
+            f"{out}: holds no {_CONFIG_FILE}, so it is not replaced; give another --out"
+        )
+
+
 @contextmanager
 def _staged(out: Path) -> Iterator[Path]:
     """A folder beside `out` that takes its place at the end, or vanishes on an error."""
@@ -252,11 +264,13 @@ def _staged(out: Path) -> Iterator[Path]:
     folder.mkdir()
     try:
         yield folder
-        if out.is_symlink() or out.is_file():
-            out.unlink()
-        elif out.exists():
-            shutil.rmtree(out)
+        if not out.exists():
+            folder.rename(out)
+            return
+        old = out.with_name(f"{out.name}.replaced-{os.getpid()}")
+        out.rename(old)
         folder.rename(out)
+        shutil.rmtree(old)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise

@@ -2,6 +2,8 @@
 
 Captions come in COCO's layout, ``{"annotations": [{"image_id": 9, "caption": "..."}]}``, or as a
 plain mapping ``{"9": ["...", "..."]}``. One record an image; an object's text is its category.
+An annotation may carry two lists of texts beyond COCO's layout: ``attributes`` of the object, and
+``phrases`` that describe it, which become a region concept with the same box.
 """
 
 from __future__ import annotations
@@ -143,16 +145,29 @@ def _objects(path: Path, layout: dict[str, Any], left_out: Counter[str]) -> dict
                 left_out["crowd box"] += 1
                 continue
             name = names[annotation["category_id"]]
-            box = xywh(annotation["bbox"])
-            objects[int(annotation["image_id"])].append(
-                Region(grain="object", box=box, texts=(name,))
-            )
+            objects[int(annotation["image_id"])] += _concepts(annotation, name)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise DataError(
                 f"{path}: annotations[{number}]: {error!r}; every annotation needs image_id, bbox "
                 "and a category_id that is among the categories"
             ) from None
     return objects
+
+
+def _concepts(annotation: dict[str, Any], name: str) -> list[Region]:
+    box = xywh(annotation["bbox"])
+    attributes, phrases = (_texts(annotation.get(key)) for key in ("attributes", "phrases"))
+    found = [Region(grain="object", box=box, texts=(name,), attributes=attributes)]
+    if phrases:
+        found.append(Region(grain="region", box=box, texts=phrases, attributes=attributes))
+    return found
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    """A list of texts, or nothing: some tools export an ``attributes`` of another kind."""
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        return ()
+    return tuple(text for text in value if text.strip())
 
 
 def _captions(path: Path, layout: Any, left_out: Counter[str]) -> dict[int, list[str]]:

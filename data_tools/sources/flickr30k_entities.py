@@ -186,7 +186,7 @@ def _drafts(
             source="flickr30k_entities",
             split=split,
             image=folder.find(f"{image}.jpg"),
-            where=annotations.name(member),
+            where=annotations.name(f"Annotations/{image}.xml"),
             size=size,
             captions=captions,
             regions=tuple(

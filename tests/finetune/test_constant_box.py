@@ -8,8 +8,9 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from finetune.constant_box import best_constant_box
+from finetune.constant_box import best_constant_box, constant_baseline
 from finetune.protocols import merged_iou
+from finetune.samples import Expression
 
 
 def test_identical_boxes_are_met() -> None:
@@ -44,6 +45,23 @@ def test_no_worse_than_an_exhaustive_grid() -> None:
     own = merged_iou(np.tile(found.pixels(1, 1), (400, 1)), corners)
     assert found.accuracy == np.mean(own >= 0.5)
     assert found == best_constant_box(boxes)
+
+
+def _expression(name: str, size: tuple[int, int], share: float) -> Expression:
+    """Its box is the left `share` of an image of this size."""
+    box = (0.0, 0.0, share * size[0], float(size[1]))
+    return Expression(f"{name}/0/0", 0, name, "x", box, (box,), *size, "val")
+
+
+def test_baseline_is_chosen_on_train_and_scored_on_test() -> None:
+    train = [_expression(f"a{i}", (100 + i, 50), 0.5) for i in range(9)]
+    test = [_expression("b", (40, 80), 0.5), _expression("c", (40, 80), 0.05)]
+    constant, evaluation = constant_baseline(train, test, resamples=10)
+    assert constant.accuracy == 1.0
+    assert evaluation.summary().accuracy == 0.5
+    x1, y1, x2, y2 = evaluation.predictions[0].box or ()
+    assert 0 <= x1 < x2 <= 40
+    assert 40 < y2 - y1 <= 80
 
 
 def test_needs_boxes() -> None:

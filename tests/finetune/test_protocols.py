@@ -21,6 +21,16 @@ def test_exactly_half_is_half() -> None:
     assert np.abs(merged_iou(half, truth) - 0.5).max() < 1e-12
 
 
+def test_rounding_never_exceeds_one() -> None:
+    """Not even for boxes that differ in the last bits, so IoU needs no clamp."""
+    rng = np.random.default_rng(0)
+    truth = np.concatenate([rng.random((20_000, 2)), 1 + rng.random((20_000, 2))], axis=1)
+    answers = np.nextafter(truth, rng.choice([-9.0, 9.0], truth.shape))
+    found = merged_iou(answers, truth)
+    assert found.max() == 1.0
+    assert found.min() > 1 - 1e-12
+
+
 def test_no_answer_and_inverted_answers_are_misses() -> None:
     inverted = np.array([(10, 10, 0, 0), (10, 0, 0, 10), (5, 5, 5, 9), (np.nan,) * 4])
     assert merged_iou(inverted, np.array([SQUARE] * 4)).tolist() == [0.0] * 4

@@ -33,5 +33,5 @@ def test_bins_and_their_borders() -> None:
     assert members["length: over 10 words"] == [4]
     assert members["boxes: several"] == [2, 4]
     for kind in ("size", "length", "place", "boxes"):
-        parts = [members[name] for name in masks if name.startswith(kind)]
-        assert sorted(sum(parts, [])) == list(range(5))
+        parts = [place for name in masks if name.startswith(kind) for place in members[name]]
+        assert sorted(parts) == list(range(5))

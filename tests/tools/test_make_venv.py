@@ -157,6 +157,17 @@ def test_a_python_without_ensurepip_and_pip_names_the_package_to_install(
     assert not (tmp_path / "venv").exists()
 
 
+def test_clearing_leaves_the_mark_of_the_unfinished(setup: ModuleType, tmp_path: Path) -> None:
+    """A clearing that is itself interrupted must not pass for the user's own environment."""
+    setup.write_stamp(tmp_path, {"state": setup.INSTALLING})
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "half").touch()
+    (tmp_path / "lib64").symlink_to("lib")
+    (tmp_path / "pyvenv.cfg").touch()
+    setup.clear(tmp_path)
+    assert [entry.name for entry in tmp_path.iterdir()] == [setup.STAMP]
+
+
 def test_an_old_python_names_the_remedy(
     setup: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

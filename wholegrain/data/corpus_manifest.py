@@ -164,6 +164,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         remedy = f"this version reads {MANIFEST_SCHEMA}: update wholegrain or convert again"
         raise DataError(f"{path}: schema is {schema!r}; {remedy}")
     _check_types(manifest, _FIELDS, path, "")
+    if manifest["layout"] == LAYOUT_PLAIN:
+        _check_types(manifest, {"plain": dict}, path, "")
+        _check_types(manifest["plain"], {"source": str, "split": str}, path, "plain.")
+    elif manifest["layout"] != LAYOUT_RECORDS:
+        raise DataError(f"{path}: layout is {manifest['layout']!r}; run `data_tools index` on it")
     for position, shard in enumerate(manifest["shards"]):
         if not isinstance(shard, dict):
             raise DataError(f"{path}: shards[{position}] is {shard!r}; run `data_tools index`")

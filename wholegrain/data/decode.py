@@ -26,6 +26,7 @@ MAX_PIXELS = 64_000_000
 
 _FORMATS = ("JPEG", "PNG", "WEBP")
 _JPEG_MAGIC = b"\xff\xd8"
+_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _WHITE = 255
 
 
@@ -129,17 +130,30 @@ def _decode_any(data: bytes, where: str) -> Decoded:
     except Image.DecompressionBombError as error:
         raise ImageError(where, "too large", _too_large(str(error))) from None
     except (OSError, SyntaxError, ValueError):  # what Pillow's header readers raise
+        if kind := _kind_by_magic(data):
+            raise _truncated(where, kind, data, "its header cannot be read") from None
         raise ImageError(where, "not an image", _describe_foreign(data)) from None
     _check_pixels(image.width, image.height, where)
     try:
         return Decoded(_to_rgb(image), image.width, image.height)
     except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise ImageError(
-            where,
-            "truncated",
-            f"the {image.format} of {len(data):,} bytes is damaged or cut short ({error}); fetch "
-            "it again or leave it out",
-        ) from None
+        raise _truncated(where, str(image.format), data, str(error)) from None
+
+
+def _kind_by_magic(data: bytes) -> str | None:
+    if data.startswith(_JPEG_MAGIC):
+        return "JPEG"
+    if data.startswith(_PNG_MAGIC):
+        return "PNG"
+    return "WEBP" if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else None
+
+
+def _truncated(where: str, kind: str, data: bytes, reason: str) -> ImageError:
+    detail = (
+        f"the {kind} of {len(data):,} bytes is damaged or cut short ({reason}); fetch it again or "
+        "leave it out"
+    )
+    return ImageError(where, "truncated", detail)
 
 
 def _check_pixels(width: int, height: int, where: str) -> None:

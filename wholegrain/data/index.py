@@ -96,7 +96,10 @@ def write_index(
     with locked_folder(folder):
         for leftover in folder.glob(".*.partial-*"):  # of runs that were killed
             leftover.unlink()
-        old = read_manifest(folder) if (folder / MANIFEST).exists() else {}
+        try:
+            old = read_manifest(folder)
+        except DataError:  # absent or damaged: this is how to mend it
+            old = {}
         tars = sorted(folder.glob("*.tar"))
         files = [path.name for path in tars]
         if not tars:  # an index made in place elsewhere

@@ -83,7 +83,11 @@ class IndexWriter:
         self._written = 0
 
     def __enter__(self) -> Self:
-        self._file = open(self._path, "xb")
+        try:
+            self._file = open(self._path, "xb")
+        except OSError as error:
+            remedy = "write the index to another folder"
+            raise DataError(f"{self._path}: cannot be made ({error.strerror}); {remedy}") from error
         self._header_bytes = self._write_header(0)
         return self
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 from wholegrain.errors import RecordError
 
@@ -85,7 +85,10 @@ class Fields:
     def texts(self, key: str) -> tuple[str, ...]:
         """A list of texts, none blank."""
         items = self.sequence(key)
-        return tuple(self._check_text(f"{key}[{i}]", item) for i, item in enumerate(items))
+        for i, item in enumerate(items):
+            if not _is_sound(item):
+                self._check_text(f"{key}[{i}]", item)
+        return tuple(items)
 
     def integers(self, key: str, low: int, high: int) -> tuple[int, ...]:
         """A list of integers in ``[low, high]``."""
@@ -105,6 +108,8 @@ class Fields:
 
     def refuse_unknown(self) -> None:
         """Call last: a misspelt optional field would otherwise be lost without a word."""
+        if self._values.keys() <= self._known:
+            return
         for key in self._values:
             if key not in self._known:
                 close = difflib.get_close_matches(str(key), self._known, n=1)
@@ -121,13 +126,13 @@ class Fields:
         return Fields(value, self._where, f"{self._path}{key}.")
 
     def _check_text(self, key: str, value: object) -> str:
+        if _is_sound(value):
+            return value
         if not isinstance(value, str):
             raise self.error(key, value, "must be a text")
         if not value or value.isspace():
             raise self.error(key, value, "must not be blank; leave it out")
-        if _SURROGATE.search(value):
-            raise self.error(key, value, "holds half a surrogate pair; mend the encoding")
-        return value
+        raise self.error(key, value, "holds half a surrogate pair; mend the encoding")
 
     def _check_integer(self, key: str, value: object, low: int, high: int) -> int:
         # bool is an int to Python, but `"width": true` is a mistake.
@@ -136,6 +141,16 @@ class Fields:
         if not low <= value <= high:
             raise self.error(key, value, f"must be between {low} and {high}")
         return value
+
+
+def _is_sound(value: object) -> TypeGuard[str]:
+    # Records are parsed once a sample in training: this is its innermost check.
+    return (
+        isinstance(value, str)
+        and bool(value)
+        and not value.isspace()
+        and (value.isascii() or _SURROGATE.search(value) is None)
+    )
 
 
 def parse_box(
@@ -153,7 +168,7 @@ def parse_box(
         # Integers beyond float range overflow on conversion; compare before converting.
         if not -1e9 < number < 1e9:
             raise fields.error(key, value, "must hold finite pixel coordinates")
-    x, y, w, h = (float(number) for number in value)
+    x, y, w, h = map(float, value)
     if w <= 0 or h <= 0:
         raise fields.error(key, value, "sides must be positive; drop the region")
     x, w = _clip_span(x, w, width, fields, key, value)

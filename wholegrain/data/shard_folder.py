@@ -31,13 +31,17 @@ def atomic_folder(out: Path, *, overwrite: bool, marker: str) -> Iterator[Path]:
         marker: name of the file that shows a folder to be of the replaceable kind.
 
     Raises:
-        DataError: ``out`` exists, at the start or by the end.
+        DataError: ``out`` exists, at the start or by the end, or cannot be made.
     """
     out = Path(os.path.abspath(out))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(out)
-    _check_free(out, overwrite, marker)
-    partial, lock = _make_partial(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(out)
+        _check_free(out, overwrite, marker)
+        partial, lock = _make_partial(out)
+    except OSError as error:
+        remedy = "choose a place that you may write to"
+        raise DataError(f"{out}: cannot be made ({error.strerror}); {remedy}") from error
     try:
         yield partial
         sync_folder(partial)

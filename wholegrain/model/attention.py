@@ -7,8 +7,38 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+class Layout:
+    """How texts of unequal length lie in memory between attentions.
+
+    Packed, states are (T, D) without padding: projections, norms and feed-forwards then cost what
+    the real tokens cost, and only attention itself sees the padded rectangle (R, L). Unpacked,
+    states are the rectangle throughout: the slow reference, and the form for devices where asking
+    for T would make the host wait.
+
+    Args:
+        mask: bool (R, L), True at tokens.
+        packed: None packs on the CPU alone.
+    """
+
+    def __init__(self, mask: Tensor, packed: bool | None = None) -> None:
+        self.mask = mask
+        self.packed = not mask.is_cuda if packed is None else packed
+        if self.packed:
+            self.places = mask.flatten().nonzero().squeeze(1)  # (T,) of the rectangle, row-major
+            ordinal = mask.flatten().cumsum(0).sub(1).clamp(min=0)
+            self.source = ordinal.view_as(mask)  # (R, L) into T; padding repeats a neighbour
+
+    def pack(self, states: Tensor) -> Tensor:
+        """(R, L, D) to the form between attentions."""
+        return states.flatten(0, 1)[self.places] if self.packed else states
+
+    def unpack(self, states: Tensor) -> Tensor:
+        """The form between attentions to (R, L, D); padding holds a neighbour's values."""
+        return states[self.source] if self.packed else states
+
+
 class Attention(nn.Module):
-    """Multi-head attention of queries (B, L, D) over keys and values (B, M, D).
+    """Multi-head attention of queries over keys and values (B, M, D).
 
     Keys and values come projected (`project`), so that what does not depend on the query is
     computed once and shared.
@@ -30,22 +60,26 @@ class Attention(nn.Module):
         """Keys and values (B, M, D) of a source (B, M, source_width)."""
         return self.key(source), self.value(source)
 
-    def forward(self, states: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(
+        self, states: Tensor, key: Tensor, value: Tensor, mask: Tensor, layout: Layout
+    ) -> Tensor:
         """Attends; the output projection included, dropout of the output not.
 
         Args:
-            states: (B, L, D).
+            states: the queries, as `layout` holds them.
             key, value: (B, M, D) from `project`.
-            mask: bool (B, M), True where a key may be seen; None sees all.
+            mask: bool (B, M), True where a key may be seen.
+            layout: of the queries.
         """
         attended = F.scaled_dot_product_attention(
-            self.split(self.query(states)),
+            self.split(layout.unpack(self.query(states))),
             self.split(key),
             self.split(value),
-            attn_mask=None if mask is None else mask[:, None, None, :],
+            attn_mask=mask[:, None, None, :],
             dropout_p=self.dropout if self.training else 0.0,
         )
-        return self.output(attended.transpose(1, 2).flatten(2))
+        output: Tensor = self.output(layout.pack(attended.transpose(1, 2).flatten(2)))
+        return output
 
 
 class Residual(nn.Module):

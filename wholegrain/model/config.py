@@ -96,7 +96,9 @@ class TextConfig:
     type_vocab_size: int = 2
     """Token types; only type 0 is used, the table is kept for BERT weights."""
     dropout: float = 0.1
-    """Dropout of hidden states and attention."""
+    """Dropout of hidden states."""
+    attention_dropout: float = 0.1
+    """Dropout of attention weights; 0 lets the fused attention kernels run on every device."""
     norm_eps: float = 1e-12
     """Epsilon of the layer norms."""
 
@@ -186,6 +188,7 @@ class ModelConfig:
                 heads=6,
                 intermediate_size=576,
                 max_positions=64,
+                attention_dropout=0.0,
             ),
             embed_dim=128,
             box_head=PatchBoxHead(width=192),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from wholegrain.model.attention import Attention, Residual
+from wholegrain.model.attention import Attention, Layout, Residual
 from wholegrain.model.concepts import VisualConcepts
 from wholegrain.model.config import TextConfig
 from wholegrain.model.text import TextLayer
@@ -50,15 +50,15 @@ class CrossLayer(TextLayer):
     def __init__(self, config: TextConfig, vision_width: int) -> None:
         super().__init__(config)
         width = config.hidden_size
-        self.cross_attention = Attention(width, vision_width, config.heads, config.dropout)
+        self.cross_attention = Attention(width, vision_width, config.heads, config.attention_dropout)
         self.cross_residual = Residual(width, config.norm_eps, config.dropout)
 
     def fuse(
-        self, states: Tensor, mask: Tensor, key: Tensor, value: Tensor, visible: Tensor
+        self, states: Tensor, layout: Layout, key: Tensor, value: Tensor, visible: Tensor
     ) -> Tensor:
-        """states (R, L, D), mask (R, L), key and value (R, 1 + P, D), visible (R, 1 + P)."""
-        states = self.attend(states, mask)
-        update = self.cross_attention(states, key, value, visible)
+        """key and value (R, 1 + P, D), visible bool (R, 1 + P); states as `layout` holds them."""
+        states = self.attend(states, layout)
+        update = self.cross_attention(states, key, value, visible, layout)
         return self.feed(self.cross_residual(states, update))
 
 
@@ -93,7 +93,9 @@ class CrossEncoder(nn.Module):
             Fused states (R, L, D).
         """
         visible = memory.visible(rows)
+        layout = Layout(mask)
+        states = layout.pack(states)
         for index, layer in enumerate(self.layers):
             key, value = memory.rows(index, rows)
-            states = layer.fuse(states, mask, key, value, visible)
-        return states
+            states = layer.fuse(states, layout, key, value, visible)
+        return layout.unpack(states)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wholegrain.boxes import box_mask
-from wholegrain.model.adapters.mmca import attach_mmca
+from wholegrain.errors import ConfigError
+from wholegrain.model.adapters.mmca import Mmca, attach_mmca
 from wholegrain.model.attention import PredictionHead, init_bert
 from wholegrain.model.concepts import ImageFeatures, VisualConcepts, whole_images
-from wholegrain.model.config import ModelConfig
+from wholegrain.model.config import BoxHeadConfig, MmcaConfig, ModelConfig
 from wholegrain.model.cross import CrossEncoder, Memory
 from wholegrain.model.grounding.box_head import BoxPrediction, build_box_head
 from wholegrain.model.text import MaskedLanguageHead, TextEncoder
@@ -41,7 +44,26 @@ class MultiGrainModel(nn.Module):
             config.box_head, width, self.vision.width, self.vision.grid
         )
         # Last, so that a host with and without adapters starts from the same random draws.
-        self.adapter = None if config.adapter is None else attach_mmca(self, config.adapter)
+        self.adapter: Mmca | None = None
+        if config.adapter is not None:
+            self.adapter = attach_mmca(self, config.adapter)
+
+    def add_adapter(self, adapter: MmcaConfig) -> None:
+        """Attaches adapters to a host that has its weights already.
+
+        Raises:
+            ConfigError: there are some already, or the image encoder cannot carry them.
+        """
+        if self.adapter is not None:
+            raise ConfigError("the model has adapters already; start from its host's release")
+        self.adapter = attach_mmca(self, adapter)
+        self.config = replace(self.config, adapter=adapter)
+
+    def new_box_head(self, head: BoxHeadConfig) -> None:
+        """Replaces the box head by a fresh one."""
+        width = self.config.text.hidden_size
+        self.box_head = build_box_head(head, width, self.vision.width, self.vision.grid)
+        self.config = replace(self.config, box_head=head)
 
     @property
     def image_depends_on_text(self) -> bool:
@@ -123,11 +145,15 @@ class MultiGrainModel(nn.Module):
             image: (T,) row of `features` for each text.
 
         Returns:
-            The prediction, and match logits (T, 2) of text and whole image.
+            The prediction, and scores (T,) in 0..1: the head's own confidence, or the probability
+            that text and whole image match where the head has none.
         """
         memory = self.memory(whole_images(features))
         cls = self.fuse(states, mask, memory, image)[:, 0]
-        return self.predict_boxes(cls, features, image), self.match_logits(cls)
+        prediction = self.predict_boxes(cls, features, image)
+        if prediction.confidence is not None:
+            return prediction, prediction.confidence
+        return prediction, self.match_logits(cls).float().softmax(dim=-1)[:, 1]
 
     def encode_for_texts(
         self, images: Tensor, states: Tensor, mask: Tensor, image: Tensor
@@ -153,9 +179,9 @@ class MultiGrainModel(nn.Module):
             image: (T,) the image of each text.
 
         Returns:
-            Boxes (T, 4) cxcywh in the unit square and match probabilities (T,).
+            Boxes (T, 4) cxcywh in the unit square and scores (T,) as `ground_encoded` gives them.
         """
         states = self.encode_text(ids, mask)
         features, rows = self.encode_for_texts(images, states, mask, image)
-        prediction, match = self.ground_encoded(features, states, mask, rows)
-        return prediction.boxes, match.float().softmax(dim=-1)[:, 1]
+        prediction, scores = self.ground_encoded(features, states, mask, rows)
+        return prediction.boxes, scores

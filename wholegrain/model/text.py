@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wholegrain.model.attention import Attention, FeedForward, Residual
+from wholegrain.model.attention import Attention, FeedForward, Layout, Residual
 from wholegrain.model.config import TextConfig
 
 
@@ -34,22 +34,25 @@ class TextLayer(nn.Module):
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         width = config.hidden_size
-        self.attention = Attention(width, width, config.heads, config.dropout)
+        self.attention = Attention(width, width, config.heads, config.attention_dropout)
         self.attention_residual = Residual(width, config.norm_eps, config.dropout)
         self.feed_forward = FeedForward(width, config.intermediate_size)
         self.feed_forward_residual = Residual(width, config.norm_eps, config.dropout)
 
-    def attend(self, states: Tensor, mask: Tensor) -> Tensor:
-        """The self-attention half; states (B, L, D), mask bool (B, L)."""
-        key, value = self.attention.project(states)
-        return self.attention_residual(states, self.attention(states, key, value, mask))
+    def attend(self, states: Tensor, layout: Layout) -> Tensor:
+        """The self-attention half."""
+        key, value = (layout.unpack(each) for each in self.attention.project(states))
+        update = self.attention(states, key, value, layout.mask, layout)
+        result: Tensor = self.attention_residual(states, update)
+        return result
 
     def feed(self, states: Tensor) -> Tensor:
-        """The feed-forward half; states (B, L, D)."""
-        return self.feed_forward_residual(states, self.feed_forward(states))
+        """The feed-forward half."""
+        result: Tensor = self.feed_forward_residual(states, self.feed_forward(states))
+        return result
 
-    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
-        return self.feed(self.attend(states, mask))
+    def forward(self, states: Tensor, layout: Layout) -> Tensor:
+        return self.feed(self.attend(states, layout))
 
 
 class TextEncoder(nn.Module):
@@ -70,10 +73,11 @@ class TextEncoder(nn.Module):
         Returns:
             States (B, L, D); those at padding are meaningless.
         """
-        states = self.embeddings(ids)
+        layout = Layout(mask)
+        states = layout.pack(self.embeddings(ids))
         for layer in self.layers:
-            states = layer(states, mask)
-        return states
+            states = layer(states, layout)
+        return layout.unpack(states)
 
 
 class MaskedLanguageHead(nn.Module):

@@ -48,11 +48,15 @@ def short(value: float) -> str:
 def aligned(values: Sequence[float]) -> list[str]:
     """Figures of one column with as many decimals as its greatest needs.
 
-    >>> aligned([0.423, 0.05]), aligned([42.31, 5.2])
-    (['0.423', '0.050'], ['42.3', '5.2'])
+    A column that mixes unlike figures is written one by one, lest the small ones become zeros.
+
+    >>> aligned([0.423, 0.05]), aligned([42.31, 5.2]), aligned([42.31, 0.051])
+    (['0.423', '0.050'], ['42.3', '5.2'], ['42.3', '0.0510'])
     """
-    greatest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
-    if greatest < 0.01:
-        return [figure(value) for value in values]
+    sizes = [abs(value) for value in values if value and math.isfinite(value)]
+    greatest, least = max(sizes, default=0.0), min(sizes, default=0.0)
     decimals = 3 if greatest < 10 else 1 if greatest < 1000 else 0
+    # Two significant digits must remain; three decimals are enough for anything beside 0.1.
+    if greatest < 0.01 or (decimals < 3 and least < 10 ** (1 - decimals)):
+        return [figure(value) for value in values]
     return [f"{value:,.{decimals}f}" for value in values]

@@ -51,6 +51,7 @@ def render_report(report: Report) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     templates.filters["breakable"] = breakable
     source, _, _ = templates.loader.get_source(templates, "report.css")  # type: ignore[union-attr]

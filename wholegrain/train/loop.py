@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import resource
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from wholegrain.errors import CheckpointError, WholegrainError
 from wholegrain.train import checkpoint
@@ -18,6 +20,9 @@ from wholegrain.train.engine import Engine
 from wholegrain.train.meters import Averages, Journal, Throughput
 from wholegrain.train.optim import Optimizer
 from wholegrain.train.preempt import StopRequest
+
+
+_TIMED = 3  # steps of a dry run; the first warms up and is not counted
 
 
 class Batches(Protocol):
@@ -44,6 +49,8 @@ class Stage:
     """What a resume must find unchanged: fingerprints, seed, batch size."""
     files: dict[str, str] = field(default_factory=dict)
     """Texts stored with each checkpoint."""
+    adapters: Sequence[nn.Parameter] = ()
+    """Parameters with the adapters' rate."""
 
 
 class Interrupted(WholegrainError):
@@ -60,7 +67,7 @@ def fit(stage: Stage, run: RunConfig, optim: OptimConfig, engine: Engine, out: P
         Interrupted: after SIGTERM or SIGUSR1, with a checkpoint written.
         WholegrainError: too many non-finite steps in a row.
     """
-    optimizer = Optimizer(stage.module, optim, run.steps)
+    optimizer = Optimizer(stage.module, optim, run.steps, stage.adapters)
     stage.module.to(engine.device)
     start = _resume(stage, optimizer, engine, out)
     wrapped = engine.wrap(stage.module)
@@ -97,6 +104,47 @@ def fit(stage: Stage, run: RunConfig, optim: OptimConfig, engine: Engine, out: P
             if interrupted and done < run.steps:
                 raise Interrupted(f"stopped at step {done} by a signal; run again to continue")
     return start
+
+
+def timed_steps(stage: Stage, run: RunConfig, optim: OptimConfig, engine: Engine) -> str:
+    """Takes a few real steps, keeps nothing, and says what the run will be."""
+    optimizer = Optimizer(stage.module, optim, run.steps, stage.adapters)
+    wrapped = engine.wrap(stage.module.to(engine.device))
+    parts = iter(stage.batches(0, _TIMED * run.accumulation))
+    times: list[float] = []
+    losses: dict[str, Tensor] = {}
+    for step in range(_TIMED):
+        seed_step(run.seed, step, engine.rank)
+        start = time.perf_counter()
+        for part in range(run.accumulation):
+            with engine.part(wrapped, last=part == run.accumulation - 1):
+                losses = wrapped(next(parts).to(engine.device))
+            engine.backward(losses["loss"] / run.accumulation)
+        optimizer.step()
+        times.append(time.perf_counter() - start)
+    seconds = min(times[1:])
+    lines = [
+        f"model        {sum(p.numel() for p in stage.model.parameters()):,} parameters, "
+        f"{sum(p.numel() for p in optimizer.parameters):,} trained",
+        f"batch        {run.batch_size} images over {engine.world} ranks x "
+        f"{run.accumulation} parts",
+        f"steps        {run.steps:,}, {run.steps * run.batch_size:,} samples",
+        f"memory       {_peak_memory():.1f} GiB a rank",
+        f"time         {seconds:.2f} s a step, about {_clock(seconds * run.steps)} in all",
+        "losses       " + ", ".join(f"{name} {float(v.detach()):.3f}" for name, v in losses.items()),
+    ]
+    return "\n".join(lines)
+
+
+def _peak_memory() -> float:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def _clock(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
 
 
 def validated(stage: Stage) -> dict[str, float]:

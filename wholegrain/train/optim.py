@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -24,24 +25,20 @@ _NEW = (
 )
 
 
-def is_adapter(name: str, model: nn.Module) -> bool:
-    """Whether a parameter belongs to an adapter rather than to its host."""
-    parts = name.split(".")
-    for end in range(1, len(parts)):
-        module = model.get_submodule(".".join(parts[:end]))
-        if type(module).__name__ in {"LinearUpdate", "Coefficients"}:
-            return True
-        if type(module).__name__ == "ConditionalBlock" and parts[end] != "host":
-            return True
-    return False
-
-
-def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module, optim: OptimConfig, adapters: Iterable[nn.Parameter] = ()
+) -> list[dict[str, Any]]:
     """Groups by decay and by rate: {decay, no decay} x {lr, new, adapter}; empty ones left out.
 
     Matrices decay; biases, norms and position-bias tables do not. New parameters are those that no
     pretrained encoder brings: cross-attention, projections, temperature, heads.
+
+    Args:
+        model: parameters that need no gradient are passed over.
+        optim: rates and decay.
+        adapters: parameters of adapters, which have a rate of their own.
     """
+    of_adapters = {id(parameter) for parameter in adapters}
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -50,7 +47,7 @@ def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict[str, Any
         if optim.recipe == "xvlm":
             decays = decays or name.removeprefix("model.").endswith(_XVLM_DECAYED)
         factor = 1.0
-        if is_adapter(name, model):
+        if id(parameter) in of_adapters:
             factor = optim.adapter_lr_factor
         elif any(part in name for part in _NEW):
             factor = optim.new_lr_factor
@@ -84,9 +81,15 @@ class Optimizer:
     host need not wait for the norm.
     """
 
-    def __init__(self, model: nn.Module, optim: OptimConfig, steps: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optim: OptimConfig,
+        steps: int,
+        adapters: Iterable[nn.Parameter] = (),
+    ) -> None:
         self.optim, self.steps = optim, steps
-        groups = parameter_groups(model, optim)
+        groups = parameter_groups(model, optim, adapters)
         self.names = [group.pop("names") for group in groups]
         self.adamw = torch.optim.AdamW(
             groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True

@@ -109,13 +109,21 @@ def test_a_scene_does_not_depend_on_how_many_there_are(folder: Path, tmp_path: P
 
 def test_an_existing_folder_is_refused_or_replaced_whole(tmp_path: Path) -> None:
     out, tiny = tmp_path / "out", SceneConfig(train=1, val=0, test=0, size=64)
-    out.mkdir()
-    (out / "old").write_text("mine")
+    write_scenes(out, SceneConfig(train=0, val=1, test=0, size=64))
+    before = contents(out)
     with pytest.raises(DataError, match=r"out: exists; .*--overwrite"):
         write_scenes(out, tiny)
-    assert contents(out) == {"old": b"mine"}
+    assert contents(out) == before
     write_scenes(out, tiny, overwrite=True)
-    assert "old" not in contents(out) and (out / "instances.json").exists()
+    assert [path.name for path in (out / "images").iterdir()] == ["train_000000.jpg"]
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_what_is_no_folder_of_scenes_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("precious")
+    with pytest.raises(DataError, match=r"holds no scenes\.json, so it is not replaced"):
+        write_scenes(tmp_path, SceneConfig(train=1, val=0, test=0, size=64), overwrite=True)
+    assert contents(tmp_path) == {"mine": b"precious"}
 
 
 def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -277,7 +277,9 @@ def test_an_index_of_another_corpus(copied: Path) -> None:
         ({"schema": ...}, "schema is None"),
         ({"counts": 3}, "counts is 3, not a dict"),
         ({"fingerprint": ...}, "fingerprint is None, not a str"),
-        ({"layout": "tfrecord"}, "layout"),
+        ({"layout": "tfrecord"}, "layout is 'tfrecord'"),
+        ({"layout": "plain"}, "plain is None"),
+        ({"layout": "plain", "plain": {}}, r"plain\.source is None"),
         ({"shards": []}, "empty"),
         ({"shards": ["a.tar"]}, r"shards\[0\]"),
         ({"shards": [{"file": "a.tar"}]}, r"shards\[0\]\.sha256"),
@@ -286,13 +288,20 @@ def test_an_index_of_another_corpus(copied: Path) -> None:
             "neither a name nor an absolute path",
         ),
     ],
-    ids=range(9),
+    ids=range(11),
 )
 def test_a_manifest_that_cannot_be_right(copied: Path, changes: dict, message: str) -> None:
     change_manifest(copied, **changes)
     with pytest.raises(DataError, match=message) as caught:
         Corpus.open(copied)
     assert str(copied) in str(caught.value)
+
+
+def test_indexing_mends_a_damaged_manifest(copied: Path) -> None:
+    fingerprint = Corpus.open(copied).fingerprint
+    (copied / "manifest.json").write_text("{")
+    write_index(copied)
+    assert Corpus.open(copied).fingerprint == fingerprint
 
 
 def test_folders_that_are_no_corpus(copied: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Indexing tars: ours give back the writer's index, foreign ones are read in place with suspicion."""
+"""Indexing tars: ours give back the writer's index, foreign ones are read with suspicion."""
 
 import gzip
 import io
@@ -55,6 +55,7 @@ def corpus(out: Path, count: int = 5) -> Path:
     return out
 
 
+EXTENDED = [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
 PAIR = [("000.jpg", jpeg()), ("000.txt", b"a cat")]
 
 
@@ -149,12 +150,12 @@ def test_samples_without_image_or_text_are_counted_not_lost_silently(tmp_path: P
         ("f.txt", b"\xff\xfe"),
         ("notes.md", b"not of a sample"),
     ]
-    tar = make_tar(tmp_path / "0.tar", members + [("g.jpg", jpeg()), ("g.txt", b"good")])
+    tar = make_tar(tmp_path / "0.tar", [*members, ("g.jpg", jpeg()), ("g.txt", b"good")])
     manifest = index_tars([tar], tmp_path / "c", source="web")
     assert manifest["counts"]["images"] == 1
     assert manifest["skipped"] == {"unreadable_text": 2, "without_image": 2, "without_text": 2}
     none = make_tar(tmp_path / "1.tar", members)
-    with pytest.raises(DataError, match="no image with a text.*without_image"):
+    with pytest.raises(DataError, match=r"no image with a text.*without_image"):
         index_tars([none], tmp_path / "d", source="web")
     assert not (tmp_path / "d").exists()
 
@@ -206,7 +207,7 @@ def test_every_tar_dialect_with_folders_and_long_names(tmp_path: Path, tar_forma
     ],
     ids=range(13),
 )
-@pytest.mark.parametrize("tar_format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize("tar_format", EXTENDED)
 def test_what_a_shard_may_not_hold(
     tmp_path: Path, member: tuple, message: str, tar_format: int
 ) -> None:
@@ -271,6 +272,17 @@ def test_every_cut_is_noticed(tmp_path: Path) -> None:
             list(scan_tar(cut))
     cut.write_bytes(whole[: last_member_end + 512])
     assert len(list(scan_tar(cut))) == 2
+
+
+def test_a_flipped_bit_in_any_header_field_is_noticed(tmp_path: Path) -> None:
+    tar = make_tar(tmp_path / "0.tar", PAIR)
+    whole = tar.read_bytes()
+    for position in (0, 100, 130, 156, 300, 400):  # name, mode, size, type, owner, prefix
+        damaged = bytearray(whole)
+        damaged[position] ^= 1
+        tar.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"0\.tar: byte 0: no tar header"):
+            list(scan_tar(tar))
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,9 @@ def test_words_are_hidden_whole_unless_cut_off() -> None:
     for seed in range(50):
         positions = choose_positions(starts, rules, _rng(seed))
         assert len(positions) == 4
-        assert {p - (0 if starts[p] else 1) for p in positions} == {p for p in positions if starts[p]}
+        assert {p - (0 if starts[p] else 1) for p in positions} == {
+            p for p in positions if starts[p]
+        }
     split = MaskingConfig(skipgram=0.0, whole_word=False)
     halves = [choose_positions(starts, split, _rng(seed)) for seed in range(50)]
     assert any(not starts[p] and p - 1 not in found for found in halves for p in found)

@@ -311,6 +311,12 @@ def test_wrong_arguments_fail_before_any_work(tmp_path: Path) -> None:
         ShardWriter(tmp_path / "c", source=SOURCE, max_samples=0)
 
 
+def test_a_place_where_nothing_can_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="cannot be made"):
+        write(tmp_path / "file" / "c")
+
+
 @pytest.mark.parametrize(
     ("kind", "mode", "options"),
     [

@@ -28,6 +28,13 @@ class Mmca:
     def __init__(self, shared: Condition, modules: list[nn.Module]) -> None:
         self.shared, self.modules = shared, modules
 
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """What the adapters add to the host."""
+        for module in self.modules:
+            for name, parameter in module.named_parameters():
+                if not name.startswith("host."):
+                    yield parameter
+
     @contextmanager
     def conditioned_on(
         self, states: Tensor, mask: Tensor, image: Tensor, image_mask: Tensor | None = None

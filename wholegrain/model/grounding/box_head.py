@@ -20,6 +20,8 @@ class BoxPrediction(NamedTuple):
     """(T, 4) cxcywh in the unit square."""
     votes: Tensor | None
     """(T, P) log-probabilities over patches, where the head has them."""
+    confidence: Tensor | None
+    """(T,) in 0..1, where the head has one: the share of the votes that lie inside the box."""
 
 
 class ClsHead(nn.Module):
@@ -30,7 +32,7 @@ class ClsHead(nn.Module):
         self.mlp = PredictionHead(text_width, 4)
 
     def forward(self, cls: Tensor, patches: Tensor, image: Tensor) -> BoxPrediction:
-        return BoxPrediction(self.mlp(cls).float().sigmoid(), None)
+        return BoxPrediction(self.mlp(cls).float().sigmoid(), None, None)
 
 
 class PatchHead(nn.Module):
@@ -55,6 +57,7 @@ class PatchHead(nn.Module):
         nn.init.zeros_(self.score.bias)
         # A quarter of the image to each side: the size of an average object.
         nn.init.constant_(self.sides.bias, -1.1)
+        self.centres: Tensor
         self.register_buffer("centres", _centres(grid), persistent=False)
 
     def forward(self, cls: Tensor, patches: Tensor, image: Tensor) -> BoxPrediction:
@@ -77,7 +80,12 @@ class PatchHead(nn.Module):
         boxes = torch.cat(
             [(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], dim=-1
         )
-        return BoxPrediction(boxes, votes)
+        return BoxPrediction(boxes, votes, self._confidence(corners, votes))
+
+    def _confidence(self, corners: Tensor, votes: Tensor) -> Tensor:
+        low, high = corners[:, None, :2], corners[:, None, 2:]
+        inside = ((self.centres >= low) & (self.centres <= high)).all(dim=-1)
+        return (votes.detach().exp() * inside).sum(dim=-1)
 
 
 def _centres(grid: tuple[int, int]) -> Tensor:

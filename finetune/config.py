@@ -1,0 +1,99 @@
+"""The configuration of finetuning for grounding."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from wholegrain.config import config
+from wholegrain.data.augment import AugmentConfig
+from wholegrain.errors import ConfigError
+from wholegrain.model.config import BoxHeadConfig, MmcaConfig, ModelConfig
+from wholegrain.train.config import OptimConfig, RunConfig
+
+
+@config
+class CorpusConfig:
+    """A split of a corpus whose regions are expressions with boxes."""
+
+    path: str
+    """Folder of shards."""
+    split: str | None = None
+    """Which split; null takes all."""
+    name: str | None = None
+    """How tables call it; null takes the split's name."""
+
+    @property
+    def label(self) -> str:
+        """How tables call it."""
+        return self.name or self.split or self.path
+
+
+@config
+class GroundingDataConfig:
+    """What is read."""
+
+    train: CorpusConfig
+    """Expressions to learn from."""
+    validation: CorpusConfig | None = None
+    """Measured while training."""
+    evaluate: tuple[CorpusConfig, ...] = ()
+    """Splits measured at the end, each expression exactly once."""
+    expressions_per_image: int = Field(default=8, ge=1)
+    """Expressions of an image in a batch, at most; the image is encoded once for all of them."""
+    max_tokens: int = Field(default=40, ge=2)
+    """Tokens a text is cut to, [CLS] included."""
+    augment: AugmentConfig = Field(default_factory=lambda: AugmentConfig(min_scale=0.5))
+    """Crops, flips and colours."""
+    workers: int = Field(default=0, ge=0)
+    """Loader processes a rank."""
+
+
+@config
+class BoxLossConfig:
+    """Weights of the terms of the box loss."""
+
+    l1: float = Field(default=1.0, ge=0)
+    """Of the L1 distance of cxcywh."""
+    giou: float = Field(default=1.0, ge=0)
+    """Of 1 - generalized IoU."""
+    vote: float = Field(default=0.5, ge=0)
+    """Of the patch votes, where the head has them."""
+
+
+@config
+class FinetuneConfig:
+    """A finetuning run."""
+
+    data: GroundingDataConfig
+    """Corpora."""
+    init: str | None = None
+    """A release, or a run folder whose newest checkpoint is taken; null starts from nothing."""
+    model: ModelConfig | None = None
+    """The model, where `init` is null."""
+    tokenizer: str | None = None
+    """``tokenizer.json`` or ``vocab.txt``, where `init` is null; null learns one."""
+    vocabulary: int = Field(default=4000, ge=100)
+    """Pieces learnt, where neither `init` nor `tokenizer` is given."""
+    box_head: BoxHeadConfig | None = None
+    """A fresh head of this kind; null keeps the pretrained one."""
+    adapter: MmcaConfig | None = None
+    """Adapters to attach; null attaches none."""
+    train_host: bool = True
+    """Whether the pretrained parts train too, or only head and adapters."""
+    loss: BoxLossConfig = Field(default_factory=BoxLossConfig)
+    """The loss."""
+    optim: OptimConfig = Field(default_factory=lambda: OptimConfig(lr=3e-5, new_lr_factor=2.0))
+    """Optimizer and schedule."""
+    run: RunConfig = Field(default_factory=RunConfig)
+    """Length, precision, reporting."""
+    hidden_input_baselines: bool = True
+    """Evaluates the same model with the photo hidden, and with the words hidden, beside it."""
+    out: str = "runs/refcoco"
+    """Run folder."""
+
+    def __post_init__(self) -> None:
+        if (self.init is None) == (self.model is None):
+            raise ConfigError(
+                "give either init (a release or run folder) or model (to start from nothing), "
+                f"not {'both' if self.init else 'neither'}"
+            )

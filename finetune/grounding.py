@@ -1,0 +1,98 @@
+"""Learning to ground: the box loss over expressions, and the model as the evaluation sees it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from finetune.config import BoxLossConfig, FinetuneConfig
+from finetune.evaluation import EvalBatch, Predict
+from wholegrain.boxes import cxcywh_to_xyxy, iou
+from wholegrain.data.batch import ConceptBatch
+from wholegrain.data.corpus import Corpus
+from wholegrain.data.sampling import ConceptSampling
+from wholegrain.data.stream import Source, Stream
+from wholegrain.model.grounding.box_head import PatchHead
+from wholegrain.model.multigrain import MultiGrainModel
+from wholegrain.objectives.box import box_losses, vote_loss
+from wholegrain.text import Tokenizer
+
+
+class GroundingModule(nn.Module):
+    """Model and box loss as one module."""
+
+    def __init__(self, model: MultiGrainModel, weights: BoxLossConfig) -> None:
+        super().__init__()
+        self.model, self.weights = model, weights
+
+    def forward(self, batch: ConceptBatch) -> dict[str, Tensor]:
+        """The loss, its terms, and the training accuracy at IoU 0.5."""
+        model = self.model
+        ids, mask, _, _ = batch.padded()
+        images = model.normalise_images(batch.images)
+        states = model.encode_text(ids, mask)
+        features, rows = model.encode_for_texts(images, states, mask, batch.concept_image)
+        prediction, _ = model.ground_encoded(features, states, mask, rows)
+        target = batch.concept_box
+        terms = box_losses(prediction.boxes, target)
+        l1, giou = terms.l1.mean(), terms.giou.mean()
+        losses = {"box_l1": l1, "box_giou": giou}
+        loss = self.weights.l1 * l1 + self.weights.giou * giou
+        if prediction.votes is not None and isinstance(model.box_head, PatchHead):
+            vote = vote_loss(prediction.votes, target, model.box_head.centres).mean()
+            losses["box_vote"] = vote
+            loss = loss + self.weights.vote * vote
+        overlap = iou(cxcywh_to_xyxy(prediction.boxes.detach()), cxcywh_to_xyxy(target))
+        return {**losses, "acc@0.5": (overlap >= 0.5).float().mean(), "loss": loss}
+
+
+def training_stream(
+    config: FinetuneConfig, corpus: Corpus, model: MultiGrainModel, tokenizer: Tokenizer
+) -> Callable[[int, int, int, int], Iterator[ConceptBatch]]:
+    """Batches of images with some of their expressions each: ``stream(start, stop, rank, world)``."""
+    data, run = config.data, config.run
+    sampling = ConceptSampling(
+        captions_per_image=0,
+        max_regions=data.expressions_per_image,
+        max_objects=0,
+        max_tokens=data.max_tokens,
+    )
+    augment = dataclasses.replace(data.augment, resolution=model.config.vision.image_size)
+
+    def stream(start: int, stop: int, rank: int, world: int) -> Iterator[ConceptBatch]:
+        source = Source(data.train.path, corpus, run.batch_size // run.accumulation)
+        return iter(
+            Stream(
+                [source],
+                seed=run.seed,
+                tokenizer=tokenizer,
+                augment=augment,
+                sampling=sampling,
+                rank=rank,
+                world=world,
+                start_step=start,
+                stop_step=stop,
+                workers=data.workers,
+            )
+        )
+
+    return stream
+
+
+def predictor(
+    model: MultiGrainModel, tokenizer: Tokenizer, max_tokens: int, device: torch.device
+) -> Predict:
+    """The model as a function of an evaluation batch."""
+
+    def predict(batch: EvalBatch) -> tuple[Tensor, Tensor]:
+        model.eval()
+        ids, mask = tokenizer.encode_batch(batch.texts, max_tokens)
+        ids, mask = ids.to(device), mask.to(device)
+        images = model.normalise_images(batch.images.to(device))
+        boxes, scores = model.ground(images, ids, mask, batch.image_index.to(device))
+        return batch.to_pixels(boxes), scores.float().cpu()
+
+    return predict

@@ -1,0 +1,164 @@
+"""What a finetuning run leaves behind: predictions, figures with their baselines, release, report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from finetune.config import FinetuneConfig
+from finetune.constant_box import constant_baseline
+from finetune.evaluation import Predict, evaluate, hide_photo, hide_words
+from finetune.predictions import Prediction
+from finetune.results import Evaluation
+from finetune.samples import corpus_expressions
+from wholegrain.config import dump_config
+from wholegrain.data.corpus import Corpus
+from wholegrain.data.decode import decode_image
+from wholegrain.hub.card import Card
+from wholegrain.hub.release import save_release
+from wholegrain.model.multigrain import MultiGrainModel
+from wholegrain.report import Case, Estimate, Report, ResultTable, write_report
+from wholegrain.text import Tokenizer
+from wholegrain.train.command import Command
+from wholegrain.train.meters import METRICS
+from wholegrain.train.run_folder import environment
+
+MODEL, CONSTANT = "model", "best constant box of the training set"
+NO_PHOTO, NO_WORDS = "same model, photo hidden", "same model, words hidden"
+_CASES = 9  # photos under each heading
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run."""
+
+    command: Command[FinetuneConfig]
+    train: Corpus
+    splits: Mapping[str, Corpus]
+    model: MultiGrainModel
+    tokenizer: Tokenizer
+    results: Mapping[str, Mapping[str, Evaluation]]
+    """Split -> what was measured -> its evaluation."""
+
+
+def measure_all(
+    config: FinetuneConfig,
+    predict: Predict,
+    train: Corpus,
+    splits: Mapping[str, Corpus],
+    resolution: int,
+) -> dict[str, dict[str, Evaluation]]:
+    """Evaluates the model and its baselines on every split; every process gets all of it."""
+    learnt_from = corpus_expressions(train)
+    results = {}
+    for name, corpus in splits.items():
+        measured = {MODEL: evaluate(predict, corpus, resolution=resolution)}
+        if config.hidden_input_baselines:
+            blind, deaf = hide_photo(predict), hide_words(predict)
+            measured[NO_PHOTO] = evaluate(blind, corpus, resolution=resolution)
+            measured[NO_WORDS] = evaluate(deaf, corpus, resolution=resolution)
+        _, constant = constant_baseline(learnt_from, corpus_expressions(corpus))
+        measured[CONSTANT] = constant
+        results[name] = measured
+    return results
+
+
+def publish(outcome: Outcome, out: Path, world: int) -> None:
+    """Writes predictions, ``results.json``, the release and the report, and prints the figures."""
+    config, command = outcome.command.config, outcome.command
+    for split, measured in outcome.results.items():
+        measured[MODEL].write(out / "predictions" / f"{split}.jsonl")
+        print(f"\n{split}\n{measured[MODEL].table()}")
+        for name, evaluation in measured.items():
+            print(f"{100 * evaluation.summary().accuracy:6.2f} % Acc@0.5, merged box: {name}")
+    plain = {
+        split: {name: evaluation.to_dict() for name, evaluation in measured.items()}
+        for split, measured in outcome.results.items()
+    }
+    (out / "results.json").write_text(json.dumps(plain, indent=1), encoding="utf-8")
+    tables = [result_table(name, m, command.line) for name, m in outcome.results.items()]
+    card = Card(
+        title="wholegrain, finetuned for grounding",
+        summary="Finds what an expression describes in a photo: expression in, box out.",
+        manifests=[dict(outcome.train.manifest)],
+        recipe=dump_config(config),
+        command=command.line,
+        results=tables,
+    )
+    save_release(
+        out / "release",
+        outcome.model,
+        outcome.tokenizer,
+        card=card,
+        extras={"max_tokens": config.data.max_tokens},
+        overwrite=True,
+    )
+    cases = {}
+    for split, measured in outcome.results.items():
+        cases |= cases_of(split, measured[MODEL], outcome.splits[split])
+    report = Report(
+        title="Grounding",
+        command=command.line,
+        config_yaml=dump_config(config),
+        metrics_path=out / METRICS,
+        results=tables,
+        cases=cases,
+        environment=environment(world),
+    )
+    write_report(out / "report.html", report)
+
+
+def result_table(split: str, measured: Mapping[str, Evaluation], command: str) -> ResultTable:
+    """A split's figures; everything below the model is what it must be compared with."""
+    columns = ("", "Acc@0.5", "Acc@0.75", "Acc@0.9", "mean IoU", "Acc@0.5, any box")
+    rows = []
+    for name, evaluation in measured.items():
+        merged, best = evaluation.summary("merged"), evaluation.summary("any")
+        estimates = [
+            Estimate(merged.values[key], *merged.intervals[key])
+            for key in ("acc@0.5", "acc@0.75", "acc@0.9", "mean_iou")
+        ]
+        any_box = Estimate(best.accuracy, *best.intervals["acc@0.5"])
+        rows.append((name, *estimates, any_box))
+    summary = measured[MODEL].summary()
+    return ResultTable(
+        name=split,
+        columns=columns,
+        rows=rows,
+        baselines=tuple(range(1, len(rows))),
+        note=(
+            f"{summary.expressions:,} expressions on {summary.images:,} photos, each counted once. "
+            "A phrase's boxes are merged into one; `any box` takes the best of them. "
+            "Intervals: bootstrap over photos, 95 %."
+        ),
+        command=command,
+    )
+
+
+def cases_of(split: str, evaluation: Evaluation, corpus: Corpus) -> dict[str, list[Case]]:
+    """Photos with predicted and true boxes: an even sample, the best, the worst."""
+    overlap = evaluation.iou["merged"]
+    order = np.argsort(-overlap, kind="stable")
+    count = min(_CASES, len(order))
+    even = np.linspace(0, len(overlap) - 1, count).astype(int)
+    chosen = {"a sample": even, "best": order[:count], "worst": order[::-1][:count]}
+    positions = {corpus.record(index).id: index for index in range(len(corpus))}
+
+    def case(index: int) -> Case:
+        one: Prediction = evaluation.predictions[index]
+        where = positions[one.image]
+        pixels = decode_image(corpus.image_bytes(where), one.image).pixels
+        return Case(
+            image=np.asarray(pixels),
+            text=one.text,
+            predicted=one.box,
+            truth=one.truth,
+            iou=float(overlap[index]),
+            caption=f"{one.image}, score {one.score:.2f}",
+        )
+
+    return {f"{split}: {name}": [case(int(i)) for i in rows] for name, rows in chosen.items()}

@@ -1,0 +1,89 @@
+"""A finetuning run, from release to release."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from finetune.config import CorpusConfig, FinetuneConfig
+from finetune.evaluation import evaluate
+from finetune.grounding import GroundingModule, predictor, training_stream
+from finetune.outcome import Outcome, measure_all, publish
+from finetune.start import starting_model
+from wholegrain.config import to_dict
+from wholegrain.data.corpus import Corpus
+from wholegrain.model.multigrain import MultiGrainModel
+from wholegrain.text import Tokenizer
+from wholegrain.train.command import Command
+from wholegrain.train.engine import Engine
+from wholegrain.train.loop import Stage, fit, timed_steps
+from wholegrain.train.run_folder import prepare_run_folder
+
+
+def finetune(command: Command[FinetuneConfig]) -> int:
+    """Trains, evaluates every split exactly once an expression, releases and reports."""
+    config, out = command.config, Path(command.config.out)
+    engine = Engine(config.run)
+    corpus = open_split(config.data.train)
+    # Unknown splits and folders end the run here, not after hours of training.
+    splits = {each.label: open_split(each) for each in config.data.evaluate}
+    model, tokenizer = starting_model(config, corpus)
+    stage = grounding_stage(config, corpus, model, tokenizer, engine)
+    if command.dry_run:
+        print(timed_steps(stage, config.run, config.optim, engine))
+        return 0
+    if engine.is_main:
+        prepare_run_folder(out, config, engine.world)
+    fit(stage, config.run, config.optim, engine, out)
+    predict = predictor(model, tokenizer, config.data.max_tokens, engine.device)
+    results = measure_all(config, predict, corpus, splits, model.config.vision.image_size)
+    if engine.is_main:
+        publish(Outcome(command, corpus, splits, model, tokenizer, results), out, engine.world)
+    engine.wait()
+    return 0
+
+
+def open_split(corpus: CorpusConfig) -> Corpus:
+    """The corpus, or its split."""
+    opened = Corpus.open(Path(corpus.path))
+    return opened.select(corpus.split) if corpus.split else opened
+
+
+def grounding_stage(
+    config: FinetuneConfig,
+    corpus: Corpus,
+    model: MultiGrainModel,
+    tokenizer: Tokenizer,
+    engine: Engine,
+) -> Stage:
+    """What the loop trains."""
+    stream = training_stream(config, corpus, model, tokenizer)
+    validation = open_split(config.data.validation) if config.data.validation else None
+    predict = predictor(model, tokenizer, config.data.max_tokens, engine.device)
+
+    def validate() -> Mapping[str, float]:
+        assert validation is not None
+        size = model.config.vision.image_size
+        return evaluate(predict, validation, resolution=size, resamples=1).summary().values
+
+    return Stage(
+        name="finetune",
+        module=GroundingModule(model, config.loss),
+        model=model,
+        batches=lambda start, stop: stream(start, stop, engine.rank, engine.world),
+        validate=validate if validation is not None else None,
+        facts={
+            "corpus": corpus.fingerprint,
+            "seed": config.run.seed,
+            "batch_size": config.run.batch_size,
+            "accumulation": config.run.accumulation,
+            "steps": config.run.steps,
+        },
+        files={
+            "config.json": json.dumps(to_dict(model.config), indent=1),
+            "tokenizer.json": tokenizer.to_json(),
+        },
+        adapters=list(model.adapter.parameters()) if model.adapter else [],
+    )
+

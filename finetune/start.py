@@ -1,0 +1,91 @@
+"""Where finetuning starts: a release, the newest checkpoint of a run, or nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from finetune.config import FinetuneConfig
+from wholegrain.config import from_dict
+from wholegrain.data.corpus import Corpus
+from wholegrain.errors import ConfigError
+from wholegrain.hub.release import CHECKSUMS, load_release
+from wholegrain.model.config import ModelConfig
+from wholegrain.model.multigrain import MultiGrainModel
+from wholegrain.text import Tokenizer
+from wholegrain.train import checkpoint
+
+
+def starting_model(config: FinetuneConfig, corpus: Corpus) -> tuple[MultiGrainModel, Tokenizer]:
+    """The model with its head and adapters, and the tokenizer that goes with it.
+
+    Args:
+        config: the run's.
+        corpus: the training split, whose texts a missing vocabulary is learnt from.
+    """
+    torch.manual_seed(config.run.seed)
+    if config.init is not None:
+        model, tokenizer = _pretrained(Path(config.init))
+    else:
+        assert config.model is not None  # the config says so
+        tokenizer = _tokenizer(config, corpus)
+        text = dataclasses.replace(config.model.text, vocab_size=tokenizer.vocab_size)
+        model = MultiGrainModel(dataclasses.replace(config.model, text=text))
+    if config.box_head is not None:
+        model.new_box_head(config.box_head)
+    if config.adapter is not None:
+        model.add_adapter(config.adapter)
+    _freeze(model, config.train_host)
+    return model, tokenizer
+
+
+def _pretrained(folder: Path) -> tuple[MultiGrainModel, Tokenizer]:
+    if (folder / CHECKSUMS).exists():
+        model, tokenizer, _ = load_release(folder)
+        return model, tokenizer
+    found = checkpoint.latest(folder)
+    if found is None:
+        raise ConfigError(
+            f"init is {str(folder)!r}, which holds neither a release ({CHECKSUMS}) nor a complete "
+            "checkpoint; give a release folder or a run folder"
+        )
+    described = json.loads((found.folder / "config.json").read_text(encoding="utf-8"))
+    model_config = from_dict(ModelConfig, described, where=str(found.folder / "config.json"))
+    model = MultiGrainModel(model_config)
+    found.load(model)
+    return model, Tokenizer.load(found.folder / "tokenizer.json")
+
+
+def _tokenizer(config: FinetuneConfig, corpus: Corpus) -> Tokenizer:
+    if config.tokenizer is None:
+        return Tokenizer.train(_texts(corpus), config.vocabulary)
+    if config.tokenizer.endswith(".json"):
+        return Tokenizer.load(config.tokenizer)
+    return Tokenizer.from_vocab(config.tokenizer)
+
+
+def _texts(corpus: Corpus) -> Iterator[str]:
+    for index in range(len(corpus)):
+        for region in corpus.record(index).regions:
+            yield from region.texts
+
+
+def _freeze(model: MultiGrainModel, train_host: bool) -> None:
+    """Stops what the box loss does not reach, and the host where only additions shall train."""
+    model.requires_grad_(train_host)
+    for part in (
+        model.image_projection,
+        model.text_projection,
+        model.match_head,
+        model.masked_language_head,
+    ):
+        part.requires_grad_(False)
+    model.temperature.requires_grad_(False)
+    model.box_head.requires_grad_(True)
+    if model.adapter is not None:
+        for parameter in model.adapter.parameters():
+            parameter.requires_grad_(True)

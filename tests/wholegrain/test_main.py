@@ -1,0 +1,95 @@
+"""``python -m wholegrain``: what it prints, draws and refuses."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from wholegrain.__main__ import main
+from wholegrain.errors import run_cli
+from wholegrain.hub.card import Card
+from wholegrain.hub.release import save_release
+from wholegrain.model.config import ModelConfig
+from wholegrain.model.multigrain import MultiGrainModel
+from wholegrain.text import Tokenizer
+
+
+@pytest.fixture(scope="module")
+def release(
+    tmp_path_factory: pytest.TempPathFactory,
+    letters: Tokenizer,
+    small_config: Callable[..., ModelConfig],
+) -> str:
+    folder = tmp_path_factory.mktemp("main") / "release"
+    model = MultiGrainModel(small_config())
+    return str(save_release(folder, model, letters, card=Card("T"), extras={"stage": "x"}))
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> str:
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.jpg")
+    return str(tmp_path / "photo.jpg")
+
+
+def test_ground_prints_json_and_draws(
+    release: str, photo: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "picture.png"
+    command = ["ground", photo, "the dog", "left <b>", "--model", release, "--out", str(out)]
+    assert main([*command, "--json", "--device", "cpu"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [one["text"] for one in found] == ["the dog", "left <b>"]
+    left, top, right, bottom = found[0]["box"]
+    assert 0 <= left < right <= 90 and 0 <= top < bottom <= 60
+    drawn = Image.open(out)
+    assert drawn.size[0] / drawn.size[1] == pytest.approx(90 / 60, rel=0.01)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["photo.jpg", "picture.png"]
+
+
+def test_ground_prints_a_line_an_expression(
+    release: str, photo: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["ground", photo, "the dog", "cat", "--model", release, "--device", "cpu"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and lines[0].endswith("  the dog")
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("photo.jpg", "is a folder, or the photo itself"),
+        ("a.txt", "a picture ends in .jpg"),
+        ("none/a.png", "make it first"),
+    ],
+)
+def test_a_bad_out_is_refused_before_any_work(
+    photo: str, tmp_path: Path, out: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = Path(photo).read_bytes()
+    # The release does not exist: had any work begun, that would be the error.
+    command = ["ground", photo, "dog", "--model", "nowhere", "--out", str(tmp_path / out)]
+    assert run_cli(main, command) == 2
+    assert message in capsys.readouterr().err
+    assert Path(photo).read_bytes() == before
+
+
+def test_errors_are_one_line(release: str, photo: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_cli(main, ["ground", photo, "", "--model", release]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: texts[0]") and shown.count("\n") == 1
+
+
+def test_info_verifies_and_tells(release: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", release]) == 0
+    told = capsys.readouterr().out
+    assert "4 files verified" in told and "stage: x" in told and "image_size: 32" in told
+    assert main(["info", release, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["extras"] == {"stage": "x"} and facts["model"]["embed_dim"] == 8
+    assert set(facts["sha256"]) == {
+        "README.md", "config.json", "model.safetensors", "tokenizer.json"
+    }  # fmt: skip
