@@ -111,26 +111,26 @@ def render(corpus: Corpus, cards: list[dict[str, Any]], seed: int) -> str:
     )
 
 
-def marks(record: Record, most: int) -> list[Mark]:
-    """The first ``most`` regions, numbered from 1, each with its colour and words."""
-    found = []
-    for number, region in enumerate(record.regions[:most], start=1):
-        boxes = region.boxes or (region.box,)
-        found.append(
-            Mark(
-                number=number,
-                grain=region.grain,
-                colour=COLOURS[(number - 1) % len(COLOURS)],
-                texts=_words(region),
-                note=_note(region),
-                boxes=boxes,
-                corners=tuple(
-                    (round(100 * x / record.width, 3), round(100 * y / record.height, 3))
-                    for x, y, _, _ in boxes
-                ),
-            )
+def marks(record: Record) -> list[Mark]:
+    """What to draw, numbered from 1. Regions with the same boxes (object and phrase) share one."""
+    groups: dict[tuple[Box, ...], list[Region]] = {}
+    for region in record.regions:
+        groups.setdefault(region.boxes or (region.box,), []).append(region)
+    return [
+        Mark(
+            number=number,
+            grain="object" if all(region.grain == "object" for region in regions) else "region",
+            colour=COLOURS[(number - 1) % len(COLOURS)],
+            texts=_words(regions),
+            note=_note(regions),
+            boxes=boxes,
+            corners=tuple(
+                (round(100 * x / record.width, 3), round(100 * y / record.height, 3))
+                for x, y, _, _ in boxes
+            ),
         )
-    return found
+        for number, (boxes, regions) in enumerate(groups.items(), start=1)
+    ]
 
 
 def embed(corpus: Corpus, number: int) -> str:
@@ -151,6 +151,7 @@ def embed(corpus: Corpus, number: int) -> str:
 
 def _card(corpus: Corpus, number: int, most: int, image: str) -> dict[str, Any]:
     record = corpus.record(number)
+    drawn = marks(record)
     return {
         "id": record.id,
         "split": record.split,
@@ -159,21 +160,20 @@ def _card(corpus: Corpus, number: int, most: int, image: str) -> dict[str, Any]:
         "image": image,
         "alt": record.captions[0] if record.captions else record.id,
         "captions": record.captions,
-        "marks": marks(record, most),
+        "marks": drawn[:most],
         # Names of categories stand in a row, phrases below each other.
-        "short": all(region.grain == "object" for region in record.regions[:most]),
-        "rest": max(0, len(record.regions) - most),
+        "short": all(mark.grain == "object" for mark in drawn),
+        "rest": max(0, len(drawn) - most),
     }
 
 
-def _words(region: Region) -> str:
+def _words(regions: list[Region]) -> str:
     """Texts without repetitions, the number of times beside each."""
-    counts = Counter(region.texts)
+    counts = Counter(text for region in regions for text in region.texts)
     return " · ".join(f"{text} ×{n}" if n > 1 else text for text, n in counts.items())
 
 
-def _note(region: Region) -> str:
-    parts = list(region.attributes)
-    if region.ref is not None:
-        parts.append(f"{region.ref.set} {region.ref.ref_id}")
-    return f"({', '.join(parts)})" if parts else ""
+def _note(regions: list[Region]) -> str:
+    parts = [word for region in regions for word in region.attributes]
+    parts += [f"{region.ref.set} {region.ref.ref_id}" for region in regions if region.ref]
+    return f"({', '.join(dict.fromkeys(parts))})" if parts else ""

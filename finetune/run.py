@@ -86,4 +86,3 @@ def grounding_stage(
         },
         adapters=list(model.adapter.parameters()) if model.adapter else [],
     )
-

@@ -95,9 +95,7 @@ def open_data(config: PretrainConfig, tokenizer: Tokenizer | None = None) -> Pre
                 f"data.train[{number}].per_batch {per_batch} does not divide into "
                 f"run.accumulation {run.accumulation} parts; make it a multiple"
             )
-        sources.append(
-            Source(corpus.path, open_corpus(corpus), per_batch // run.accumulation)
-        )
+        sources.append(Source(corpus.path, open_corpus(corpus), per_batch // run.accumulation))
     validation = open_corpus(data.validation) if data.validation else None
     if tokenizer is None:
         tokenizer = make_tokenizer(data, [source.corpus for source in sources])

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.config import ObjectiveConfig
+from wholegrain.boxes import box_mask
 from wholegrain.data.batch import IMAGE, ConceptBatch
+from wholegrain.data.order import stable_key
 from wholegrain.model.concepts import join, whole_images
-from wholegrain.model.grounding.box_head import PatchHead
+from wholegrain.model.grounding.box_head import BoxPrediction, PatchHead
 from wholegrain.model.multigrain import MultiGrainModel
 from wholegrain.objectives.box import box_losses, vote_loss
 from wholegrain.objectives.contrastive import contrastive_loss
@@ -73,10 +75,10 @@ class Outputs:
         return torch.stack([weights[name] * loss for name, loss in self.losses.items()]).sum()
 
 
-def inputs_of(batch: ConceptBatch, model: MultiGrainModel, options: ObjectiveConfig) -> ConceptInputs:
+def inputs_of(
+    batch: ConceptBatch, model: MultiGrainModel, options: ObjectiveConfig
+) -> ConceptInputs:
     """Reads a batch; `mark_hidden` must have seen it on the host."""
-    from wholegrain.boxes import box_mask
-
     ids, tokens, masked_ids, _ = batch.padded()
     extras = batch.extras
     keyed = not options.all_others_are_negatives
@@ -112,8 +114,6 @@ def mark_hidden(batch: ConceptBatch) -> ConceptBatch:
 
 
 def _key(text: str) -> int:
-    from wholegrain.data.order import stable_key
-
     return 1 + stable_key(text) % (2**62)
 
 
@@ -161,9 +161,7 @@ def run_objectives(
     own = torch.arange(count, device=states.device)
     memory = model.memory(join(concepts, whole_images(features)))
     text_rows = torch.cat([own, own, negatives.text, count + own, inputs.boxed])
-    memory_rows = torch.cat(
-        [own, negatives.image, own, own, count + inputs.image[inputs.boxed]]
-    )
+    memory_rows = torch.cat([own, negatives.image, own, own, count + inputs.image[inputs.boxed]])
     fused = model.fuse(
         states[text_rows], inputs.tokens.repeat(2, 1)[text_rows], memory, memory_rows
     )
@@ -176,16 +174,8 @@ def run_objectives(
         "contrastive": itc,
         "matching": matching_loss(match_logits, negatives.valid),
         "masked_language": masked_language_loss(token_logits, label),
+        **_box_losses(model, prediction, inputs.box[inputs.boxed]),
     }
-    target = inputs.box[inputs.boxed]
-    terms = box_losses(prediction.boxes, target)
-    # A batch without a region still runs the head, on no rows: on several ranks every parameter
-    # must take part in the exchange of gradients.
-    boxes = max(1, len(target))
-    losses["box_l1"], losses["box_giou"] = terms.l1.sum() / boxes, terms.giou.sum() / boxes
-    if prediction.votes is not None and isinstance(model.box_head, PatchHead):
-        votes = vote_loss(prediction.votes, target, model.box_head.centres)
-        losses["box_vote"] = votes.sum() / boxes
     return Outputs(
         losses=losses,
         image_vector=image_vector,
@@ -200,6 +190,20 @@ def run_objectives(
     )
 
 
+def _box_losses(
+    model: MultiGrainModel, prediction: BoxPrediction, target: Tensor
+) -> dict[str, Tensor]:
+    terms = box_losses(prediction.boxes, target)
+    # A batch without a region still runs the head, on no rows: on several ranks every parameter
+    # must take part in the exchange of gradients.
+    count = max(1, len(target))
+    losses = {"box_l1": terms.l1.sum() / count, "box_giou": terms.giou.sum() / count}
+    if prediction.votes is not None and isinstance(model.box_head, PatchHead):
+        votes = vote_loss(prediction.votes, target, model.box_head.centres)
+        losses["box_vote"] = votes.sum() / count
+    return losses
+
+
 class PretrainingModule(nn.Module):
     """Model and objectives as one module, so that a data-parallel wrapper sees one forward."""
 
@@ -212,5 +216,3 @@ class PretrainingModule(nn.Module):
         inputs = inputs_of(batch, self.model, self.options)
         outputs = run_objectives(self.model, inputs, self.options, capacity=self.capacity)
         return {**outputs.losses, "loss": outputs.total(self.options.weights())}
-
-

@@ -110,7 +110,9 @@ def _parse_override(override: str) -> dict[str, Any]:
     try:
         value: Any = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"override {override!r}: the value is not valid YAML ({error})") from error
+        raise ConfigError(
+            f"override {override!r}: the value is not valid YAML ({error})"
+        ) from error
     for part in reversed(key.split(".")):
         value = {part: value}
     return value  # type: ignore[no-any-return]

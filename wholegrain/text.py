@@ -47,12 +47,13 @@ class Tokenizer:
 
     def __init__(self, backend: _Tokenizer) -> None:
         self._backend = backend
-        ids = [backend.token_to_id(token) for token in SPECIAL_TOKENS]
-        missing = [t for t, i in zip(SPECIAL_TOKENS, ids, strict=True) if i is None]
+        pieces: dict[str, int] = backend.get_vocab()
+        missing = [token for token in SPECIAL_TOKENS if token not in pieces]
         if missing:
             raise DataError(f"the vocabulary lacks {', '.join(missing)}; use a BERT vocabulary")
-        self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = ids
-        pieces = backend.get_vocab()
+        self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (
+            pieces[token] for token in SPECIAL_TOKENS
+        )
         self._continues = [False] * self.vocab_size
         for piece, index in pieces.items():
             self._continues[index] = piece.startswith("##")

@@ -74,7 +74,7 @@ def install() -> None:
     # By name, because the copy made for interpreter start is another module with another class.
     if any(type(finder).__name__ == TorchvisionFinder.__name__ for finder in sys.meta_path):
         return
-    sys.meta_path.insert(0, TorchvisionFinder())  # type: ignore[arg-type]
+    sys.meta_path.insert(0, TorchvisionFinder())
 
 
 def declare_missing_operators(torchvision_folder: Path) -> bool:

@@ -80,6 +80,13 @@ def test_what_exists_is_kept(corpus: Path, tmp_path: Path, data_tools: Run, name
     assert data_tools(*command, "--overwrite").status == 0
 
 
+def test_boxes_beyond_the_limit_are_counted(corpus: Path, tmp_path: Path, data_tools: Run) -> None:
+    data_tools("preview", corpus, "--out", tmp_path / "page.html", "--boxes", "1")
+    page = Page((tmp_path / "page.html").read_text())
+    assert len([rect for rect in page.of("rect") if rect["class"] == "line"]) == 2
+    assert "and 1 more, not drawn" in page.text
+
+
 def test_the_seed_decides_which_samples(corpus: Path, tmp_path: Path, data_tools: Run) -> None:
     def shown(seed: int) -> str:
         out = tmp_path / f"{seed}.html"
@@ -103,11 +110,19 @@ def test_marks_draw_every_box_of_a_phrase() -> None:
     ref = Reference("refcoco-unc", 7, (1, 2, 3), "val")
     boxes = ((0.0, 0.0, 10.0, 10.0), (50.0, 20.0, 50.0, 20.0))
     both = Region("region", (0.0, 0.0, 100.0, 40.0), ("men", "two", "men"), ("people",), ref, boxes)
-    one = Region("object", (25.0, 10.0, 5.0, 5.0), ("dog",))
-    record = Record("i", "s", "val", 100, 40, regions=(both, one, one))
-    first, second = marks(record, 2)
+    one = Region("object", (25.0, 10.0, 5.0, 5.0), ("dog",), ("red",))
+    first, second = marks(Record("i", "s", "val", 100, 40, regions=(both, one)))
     assert first.boxes == boxes
     assert first.corners == ((0, 0), (50, 50))
     assert (first.texts, first.note) == ("men ×2 · two", "(people, refcoco-unc 7)")
     assert (second.number, second.grain, second.corners) == (2, "object", ((25, 25),))
     assert first.colour != second.colour
+
+
+def test_an_object_and_its_phrases_share_a_mark() -> None:
+    box = (25.0, 10.0, 5.0, 5.0)
+    dog = Region("object", box, ("dog",), ("red",))
+    phrase = Region("region", box, ("the dog", "a red dog"), ("red",))
+    (mark,) = marks(Record("i", "s", "val", 100, 40, regions=(dog, phrase)))
+    assert (mark.grain, mark.texts, mark.note) == ("region", "dog · the dog · a red dog", "(red)")
+    assert mark.boxes == (box,)

@@ -258,7 +258,9 @@ def test_one_region_and_one_image_update(case: Case) -> None:
         optimizer.set_rate(update)
         outputs = _run(case, kind, _drawn(case, kind))
         for theirs, ours in (("loss_itc", "contrastive"), ("loss_mlm", "masked_language")):
-            assert outputs.losses[ours].item() == pytest.approx(expected[kind][theirs], rel=RELATIVE)
+            assert outputs.losses[ours].item() == pytest.approx(
+                expected[kind][theirs], rel=RELATIVE
+            )
         if kind == "image":  # the reference's box head gets no gradient there
             case.model.box_head.requires_grad_(False)
         _total(outputs, kind).backward()

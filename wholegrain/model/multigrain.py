@@ -14,8 +14,9 @@ from wholegrain.model.adapters.mmca import Mmca, attach_mmca
 from wholegrain.model.attention import PredictionHead, init_bert
 from wholegrain.model.concepts import ImageFeatures, VisualConcepts, whole_images
 from wholegrain.model.config import BoxHeadConfig, MmcaConfig, ModelConfig
-from wholegrain.model.cross import CrossEncoder, Memory
+from wholegrain.model.cross import CrossEncoder
 from wholegrain.model.grounding.box_head import BoxPrediction, build_box_head
+from wholegrain.model.memory import Memory
 from wholegrain.model.text import MaskedLanguageHead, TextEncoder
 from wholegrain.model.vision import build_vision
 
@@ -40,9 +41,7 @@ class MultiGrainModel(nn.Module):
         self.masked_language_head = MaskedLanguageHead(config.text)
         for part in (self.text, self.cross, self.masked_language_head):
             init_bert(part)
-        self.box_head = build_box_head(
-            config.box_head, width, self.vision.width, self.vision.grid
-        )
+        self.box_head = build_box_head(config.box_head, width, self.vision.width, self.vision.grid)
         # Last, so that a host with and without adapters starts from the same random draws.
         self.adapter: Mmca | None = None
         if config.adapter is not None:

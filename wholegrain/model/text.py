@@ -22,7 +22,7 @@ class TextEmbeddings(nn.Module):
         self.dropout = config.dropout
 
     def forward(self, ids: Tensor) -> Tensor:
-        """ids (B, L) to states (B, L, D)."""
+        """Ids (B, L) to states (B, L, D)."""
         places = torch.arange(ids.shape[1], device=ids.device)
         states = self.word(ids) + self.token_type.weight[0] + self.position(places)
         return F.dropout(self.norm(states), self.dropout, self.training)
@@ -63,17 +63,18 @@ class TextEncoder(nn.Module):
         self.embeddings = TextEmbeddings(config)
         self.layers = nn.ModuleList(TextLayer(config) for _ in range(config.fusion_layer))
 
-    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, ids: Tensor, mask: Tensor, packed: bool | None = None) -> Tensor:
         """Encodes texts.
 
         Args:
             ids: (B, L) token ids.
             mask: bool (B, L), True at tokens, False at padding.
+            packed: False takes the slow reference; None the form that suits the device.
 
         Returns:
             States (B, L, D); those at padding are meaningless.
         """
-        layout = Layout(mask)
+        layout = Layout(mask, packed)
         states = layout.pack(self.embeddings(ids))
         for layer in self.layers:
             states = layer(states, layout)

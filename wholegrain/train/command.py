@@ -35,7 +35,9 @@ def parse_command(program: str, about: str, cls: type[T], argv: Sequence[str] | 
         prog=program, description=about, epilog="Any value: --section.key=value", allow_abbrev=False
     )
     parser.add_argument("--config", required=True, help="YAML file")
-    parser.add_argument("--print-config", action="store_true", help="show the resolved config, stop")
+    parser.add_argument(
+        "--print-config", action="store_true", help="show the resolved config, stop"
+    )
     parser.add_argument("--dry-run", action="store_true", help="check data, run one batch, stop")
     arguments = list(sys.argv[1:] if argv is None else argv)
     known, rest = parser.parse_known_args(arguments)

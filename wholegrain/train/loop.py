@@ -21,7 +21,6 @@ from wholegrain.train.meters import Averages, Journal, Throughput
 from wholegrain.train.optim import Optimizer
 from wholegrain.train.preempt import StopRequest
 
-
 _TIMED = 3  # steps of a dry run; the first warms up and is not counted
 
 
@@ -73,7 +72,10 @@ def fit(stage: Stage, run: RunConfig, optim: OptimConfig, engine: Engine, out: P
     wrapped = engine.wrap(stage.module)
     averages, speed = Averages(), Throughput()
     skipped_in_a_row = 0
-    with Journal(out, run.steps, start, stage.name, engine.is_main) as journal, StopRequest() as stop:
+    with (
+        Journal(out, run.steps, start, stage.name, engine.is_main) as journal,
+        StopRequest() as stop,
+    ):
         parts = iter(stage.batches(start * run.accumulation, run.steps * run.accumulation))
         for step in range(start, run.steps):
             seed_step(run.seed, step, engine.rank)
@@ -131,7 +133,8 @@ def timed_steps(stage: Stage, run: RunConfig, optim: OptimConfig, engine: Engine
         f"steps        {run.steps:,}, {run.steps * run.batch_size:,} samples",
         f"memory       {_peak_memory():.1f} GiB a rank",
         f"time         {seconds:.2f} s a step, about {_clock(seconds * run.steps)} in all",
-        "losses       " + ", ".join(f"{name} {float(v.detach()):.3f}" for name, v in losses.items()),
+        "losses       "
+        + ", ".join(f"{name} {float(v.detach()):.3f}" for name, v in losses.items()),
     ]
     return "\n".join(lines)
 
@@ -208,5 +211,3 @@ def _resume(stage: Stage, optimizer: Optimizer, engine: Engine, out: Path) -> in
             )
     found.load(stage.model, optimizer.adamw)
     return found.step
-
-

@@ -111,7 +111,7 @@ class ConditionalBlock(nn.Module):
         torch.nn.init.zeros_(self.up.bias)  # type: ignore[arg-type]
 
     def forward(self, states: Tensor) -> Tensor:
-        """states (I or T, C, H, W); from the first adapted block on, T."""
+        """States (I or T, C, H, W); from the first adapted block on, T."""
         if self.first:
             states = self.shared.spread(states)
         output: Tensor = self.host(states)
