@@ -15,9 +15,8 @@ from wholegrain.data.batch import ConceptBatch
 from wholegrain.data.corpus import Corpus
 from wholegrain.data.sampling import ConceptSampling
 from wholegrain.data.stream import Source, Stream
-from wholegrain.model.grounding.box_head import PatchHead
 from wholegrain.model.multigrain import MultiGrainModel
-from wholegrain.objectives.box import box_losses, vote_loss
+from wholegrain.objectives.box import grounding_losses
 from wholegrain.text import Tokenizer
 
 
@@ -28,6 +27,16 @@ class GroundingModule(nn.Module):
         super().__init__()
         self.model, self.weights = model, weights
 
+    def train(self, mode: bool = True) -> GroundingModule:
+        """Training mode, but a frozen batch norm keeps its statistics: they are weights too."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and not any(
+                parameter.requires_grad for parameter in module.parameters(recurse=False)
+            ):
+                module.eval()
+        return self
+
     def forward(self, batch: ConceptBatch) -> dict[str, Tensor]:
         """The loss, its terms, and the training accuracy at IoU 0.5."""
         model = self.model
@@ -37,14 +46,11 @@ class GroundingModule(nn.Module):
         features, rows = model.encode_for_texts(images, states, mask, batch.concept_image)
         prediction, _ = model.ground_encoded(features, states, mask, rows)
         target = batch.concept_box
-        terms = box_losses(prediction.boxes, target)
-        l1, giou = terms.l1.mean(), terms.giou.mean()
-        losses = {"box_l1": l1, "box_giou": giou}
-        loss = self.weights.l1 * l1 + self.weights.giou * giou
-        if prediction.votes is not None and isinstance(model.box_head, PatchHead):
-            vote = vote_loss(prediction.votes, target, model.box_head.centres).mean()
-            losses["box_vote"] = vote
-            loss = loss + self.weights.vote * vote
+        terms = grounding_losses(prediction, target, getattr(model.box_head, "centres", None))
+        losses = {f"box_{name}": term.mean() for name, term in terms.items()}
+        weights = {"box_l1": self.weights.l1, "box_giou": self.weights.giou}
+        weights["box_vote"] = self.weights.vote
+        loss = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
         overlap = iou(cxcywh_to_xyxy(prediction.boxes.detach()), cxcywh_to_xyxy(target))
         return {**losses, "acc@0.5": (overlap >= 0.5).float().mean(), "loss": loss}
 
@@ -52,7 +58,7 @@ class GroundingModule(nn.Module):
 def training_stream(
     config: FinetuneConfig, corpus: Corpus, model: MultiGrainModel, tokenizer: Tokenizer
 ) -> Callable[[int, int, int, int], Iterator[ConceptBatch]]:
-    """Batches of images with some of their expressions each: ``stream(start, stop, rank, world)``."""
+    """Batches of images with some of their expressions: ``stream(start, stop, rank, world)``."""
     data, run = config.data, config.run
     sampling = ConceptSampling(
         captions_per_image=0,
@@ -63,7 +69,7 @@ def training_stream(
     augment = dataclasses.replace(data.augment, resolution=model.config.vision.image_size)
 
     def stream(start: int, stop: int, rank: int, world: int) -> Iterator[ConceptBatch]:
-        source = Source(data.train.path, corpus, run.batch_size // run.accumulation)
+        source = Source("data.train", corpus, run.batch_size // run.accumulation)
         return iter(
             Stream(
                 [source],

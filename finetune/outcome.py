@@ -1,4 +1,4 @@
-"""What a finetuning run leaves behind: predictions, figures with their baselines, release, report."""
+"""What a finetuning run leaves: predictions, figures with their baselines, release, report."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from wholegrain.data.decode import decode_image
 from wholegrain.hub.card import Card
 from wholegrain.hub.release import save_release
 from wholegrain.model.multigrain import MultiGrainModel
-from wholegrain.report import Case, Estimate, Report, ResultTable, write_report
+from wholegrain.report import Case, Cell, Estimate, Report, ResultTable, write_report
 from wholegrain.text import Tokenizer
 from wholegrain.train.command import Command
 from wholegrain.train.meters import METRICS
@@ -71,7 +71,8 @@ def publish(outcome: Outcome, out: Path, world: int) -> None:
     """Writes predictions, ``results.json``, the release and the report, and prints the figures."""
     config, command = outcome.command.config, outcome.command
     for split, measured in outcome.results.items():
-        measured[MODEL].write(out / "predictions" / f"{split}.jsonl")
+        # A label may be a path; the file stays in the folder all the same.
+        measured[MODEL].write(out / "predictions" / f"{split.strip('/').replace('/', '_')}.jsonl")
         print(f"\n{split}\n{measured[MODEL].table()}")
         for name, evaluation in measured.items():
             print(f"{100 * evaluation.summary().accuracy:6.2f} % Acc@0.5, merged box: {name}")
@@ -97,7 +98,7 @@ def publish(outcome: Outcome, out: Path, world: int) -> None:
         extras={"max_tokens": config.data.max_tokens},
         overwrite=True,
     )
-    cases = {}
+    cases: dict[str, list[Case]] = {}
     for split, measured in outcome.results.items():
         cases |= cases_of(split, measured[MODEL], outcome.splits[split])
     report = Report(
@@ -115,7 +116,7 @@ def publish(outcome: Outcome, out: Path, world: int) -> None:
 def result_table(split: str, measured: Mapping[str, Evaluation], command: str) -> ResultTable:
     """A split's figures; everything below the model is what it must be compared with."""
     columns = ("", "Acc@0.5", "Acc@0.75", "Acc@0.9", "mean IoU", "Acc@0.5, any box")
-    rows = []
+    rows: list[tuple[Cell, ...]] = []
     for name, evaluation in measured.items():
         merged, best = evaluation.summary("merged"), evaluation.summary("any")
         estimates = [

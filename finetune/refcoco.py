@@ -1,7 +1,7 @@
 """Finetuning for grounding: ``accelerate launch finetune/refcoco.py --config FILE``.
 
-Expressions with boxes in, a model that finds what words say out; with its figures, what they must be
-compared with, and a report.
+Expressions with boxes in, a model that finds what words say out; with its figures, what they must
+be compared with, and a report.
 """
 
 from __future__ import annotations

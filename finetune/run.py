@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from finetune.config import CorpusConfig, FinetuneConfig
@@ -13,6 +13,7 @@ from finetune.outcome import Outcome, measure_all, publish
 from finetune.start import starting_model
 from wholegrain.config import to_dict
 from wholegrain.data.corpus import Corpus
+from wholegrain.errors import ConfigError
 from wholegrain.model.multigrain import MultiGrainModel
 from wholegrain.text import Tokenizer
 from wholegrain.train.command import Command
@@ -27,20 +28,21 @@ def finetune(command: Command[FinetuneConfig]) -> int:
     engine = Engine(config.run)
     corpus = open_split(config.data.train)
     # Unknown splits and folders end the run here, not after hours of training.
-    splits = {each.label: open_split(each) for each in config.data.evaluate}
+    splits = open_splits(config.data.evaluate)
     model, tokenizer = starting_model(config, corpus)
     stage = grounding_stage(config, corpus, model, tokenizer, engine)
     if command.dry_run:
-        print(timed_steps(stage, config.run, config.optim, engine))
+        plan = timed_steps(stage, config.run, config.optim, engine)
+        if engine.is_main:
+            print(plan)
         return 0
-    if engine.is_main:
-        prepare_run_folder(out, config, engine.world)
+    prepare_run_folder(out, config, engine.world, write=engine.is_main)
     fit(stage, config.run, config.optim, engine, out)
     predict = predictor(model, tokenizer, config.data.max_tokens, engine.device)
     results = measure_all(config, predict, corpus, splits, model.config.vision.image_size)
     if engine.is_main:
         publish(Outcome(command, corpus, splits, model, tokenizer, results), out, engine.world)
-    engine.wait()
+    engine.close()
     return 0
 
 
@@ -48,6 +50,22 @@ def open_split(corpus: CorpusConfig) -> Corpus:
     """The corpus, or its split."""
     opened = Corpus.open(Path(corpus.path))
     return opened.select(corpus.split) if corpus.split else opened
+
+
+def open_splits(corpora: Sequence[CorpusConfig]) -> dict[str, Corpus]:
+    """What is evaluated, by the label that its tables and files carry.
+
+    Raises:
+        ConfigError: two have one label.
+    """
+    labels = [corpus.label for corpus in corpora]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise ConfigError(
+                f"data.evaluate: {labels.count(label)} entries are called {label!r}; give each a "
+                "name of its own (`name: ...`)"
+            )
+    return dict(zip(labels, map(open_split, corpora), strict=True))
 
 
 def grounding_stage(

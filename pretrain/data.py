@@ -23,7 +23,9 @@ class PretrainData:
     """Everything that is read."""
 
     config: PretrainConfig
+    corpora: list[Corpus]
     sources: list[Source]
+    """One for each corpus."""
     validation: Corpus | None
     tokenizer: Tokenizer
 
@@ -87,6 +89,7 @@ def open_data(config: PretrainConfig, tokenizer: Tokenizer | None = None) -> Pre
         tokenizer: of the run's checkpoint, where it is resumed.
     """
     data, run = config.data, config.run
+    corpora = [open_corpus(corpus) for corpus in data.train]
     sources = []
     for number, corpus in enumerate(data.train):
         per_batch = corpus.per_batch or run.batch_size
@@ -95,11 +98,14 @@ def open_data(config: PretrainConfig, tokenizer: Tokenizer | None = None) -> Pre
                 f"data.train[{number}].per_batch {per_batch} does not divide into "
                 f"run.accumulation {run.accumulation} parts; make it a multiple"
             )
-        sources.append(Source(corpus.path, open_corpus(corpus), per_batch // run.accumulation))
+        # Named by its place, not its path: the order is a function of the name, and a corpus
+        # may lie elsewhere on another machine.
+        name = f"data.train[{number}]"
+        sources.append(Source(name, corpora[number], per_batch // run.accumulation))
     validation = open_corpus(data.validation) if data.validation else None
     if tokenizer is None:
-        tokenizer = make_tokenizer(data, [source.corpus for source in sources])
-    return PretrainData(config, sources, validation, tokenizer)
+        tokenizer = make_tokenizer(data, corpora)
+    return PretrainData(config, corpora, sources, validation, tokenizer)
 
 
 def open_corpus(corpus: CorpusConfig) -> Corpus:

@@ -13,9 +13,9 @@ from wholegrain.boxes import box_mask
 from wholegrain.data.batch import IMAGE, ConceptBatch
 from wholegrain.data.order import stable_key
 from wholegrain.model.concepts import join, whole_images
-from wholegrain.model.grounding.box_head import BoxPrediction, PatchHead
+from wholegrain.model.grounding.box_head import BoxPrediction
 from wholegrain.model.multigrain import MultiGrainModel
-from wholegrain.objectives.box import box_losses, vote_loss
+from wholegrain.objectives.box import grounding_losses
 from wholegrain.objectives.contrastive import contrastive_loss
 from wholegrain.objectives.masked_lm import masked_language_loss
 from wholegrain.objectives.matching import Negatives, draw_negatives, matching_loss
@@ -193,15 +193,11 @@ def run_objectives(
 def _box_losses(
     model: MultiGrainModel, prediction: BoxPrediction, target: Tensor
 ) -> dict[str, Tensor]:
-    terms = box_losses(prediction.boxes, target)
     # A batch without a region still runs the head, on no rows: on several ranks every parameter
     # must take part in the exchange of gradients.
     count = max(1, len(target))
-    losses = {"box_l1": terms.l1.sum() / count, "box_giou": terms.giou.sum() / count}
-    if prediction.votes is not None and isinstance(model.box_head, PatchHead):
-        votes = vote_loss(prediction.votes, target, model.box_head.centres)
-        losses["box_vote"] = votes.sum() / count
-    return losses
+    terms = grounding_losses(prediction, target, getattr(model.box_head, "centres", None))
+    return {f"box_{name}": term.sum() / count for name, term in terms.items()}
 
 
 class PretrainingModule(nn.Module):

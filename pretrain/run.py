@@ -36,15 +36,15 @@ def pretrain(command: Command[PretrainConfig]) -> int:
     model = MultiGrainModel(config.model)
     stage = pretraining_stage(config, data, model, engine)
     if command.dry_run:
-        print(describe(data))
-        print(timed_steps(stage, config.run, config.optim, engine))
+        plan = timed_steps(stage, config.run, config.optim, engine)
+        if engine.is_main:
+            print(describe(data), plan, sep="\n")
         return 0
-    if engine.is_main:
-        prepare_run_folder(out, config, engine.world)
+    prepare_run_folder(out, config, engine.world, write=engine.is_main)
     fit(stage, config.run, config.optim, engine, out)
     if engine.is_main:
         finish(command, config, data, model, out, engine.world)
-    engine.wait()
+    engine.close()
     return 0
 
 
@@ -80,8 +80,10 @@ def pretraining_stage(
 def describe(data: PretrainData) -> str:
     """What is read, in two lines."""
     run = data.config.run
-    total = sum(len(source.corpus) for source in data.sources)
-    names = ", ".join(f"{source.name} ({len(source.corpus):,})" for source in data.sources)
+    paths = [corpus.path for corpus in data.config.data.train]
+    sizes = [len(source.corpus) for source in data.sources]
+    total = sum(sizes)
+    names = ", ".join(f"{p} ({size:,})" for p, size in zip(paths, sizes, strict=True))
     return (
         f"corpora      {names}; {data.tokenizer.vocab_size:,} word pieces\n"
         f"epochs       {run.steps * run.batch_size / total:.1f} of {total:,} images"
@@ -121,15 +123,16 @@ def finish(
     table = ResultTable(
         name="Validation at the end",
         columns=("figure", "value"),
-        rows=[(name, value) for name, value in figures.items()],
+        rows=[(n, "not finite" if v is None else v) for n, v in figures.items()],
         note="Measured on the validation split, without augmentation.",
         command=command.line,
     )
     results = [table] if figures else []
+    names = ", ".join(Path(corpus.path).name for corpus in config.data.train)
     card = Card(
-        title=f"wholegrain, pretrained on {', '.join(Path(c.path).name for c in config.data.train)}",
+        title=f"wholegrain, pretrained on {names}",
         summary="Pretrained on image captions, region phrases and object labels at once.",
-        manifests=[dict(source.corpus.manifest) for source in data.sources],
+        manifests=[dict(corpus.manifest) for corpus in data.corpora],
         recipe=dump_config(config),
         command=command.line,
         results=results,
@@ -153,8 +156,8 @@ def finish(
     write_report(out / "report.html", report)
 
 
-def _last_validation(path: Path) -> dict[str, float]:
-    figures: dict[str, float] = {}
+def _last_validation(path: Path) -> dict[str, float | None]:
+    figures: dict[str, float | None] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         entry = json.loads(line)
         if entry["split"] == "val":

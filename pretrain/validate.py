@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -42,6 +43,20 @@ class Tally:
         return {n: self.sums[n] / self.counts[n] for n in sorted(self.sums) if self.counts[n]}
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """What one batch showed."""
+
+    step: int
+    tally: Tally
+    images: Tensor
+    """(N, E) vectors of its whole images, one a caption."""
+    texts: Tensor
+    """(N, E) vectors of their captions."""
+    image: Tensor
+    """(N,) tells the images apart."""
+
+
 def validate(
     model: MultiGrainModel,
     batches: Iterable[ConceptBatch],
@@ -55,21 +70,28 @@ def validate(
         ``box_acc@0.5_region`` and ``_object``, ``box_iou``, ``image_to_text_r@1`` and
         ``text_to_image_r@1`` among whole images and their captions, and the losses.
     """
-    tally = Tally()
-    images: list[Tensor] = []
-    texts: list[Tensor] = []
+    seen: list[_Seen] = []
     state = torch.get_rng_state()
-    torch.manual_seed(_SEED)
     for batch in batches:
+        # By batch, not by rank: the negatives must not depend on who measures it.
+        torch.manual_seed(_SEED + batch.extras["step"])
         batch = batch.to(device)
         inputs = inputs_of(batch, model, options)
         outputs = run_objectives(model, inputs, options)
+        tally = Tally()
         _observe(tally, outputs, batch, inputs.hidden[2])
         whole = batch.grain == IMAGE
-        images.append(outputs.image_vector[whole].cpu())
-        texts.append(outputs.text_vector[whole].cpu())
+        seen.append(
+            _Seen(
+                batch.extras["step"],
+                tally,
+                outputs.image_vector[whole].cpu(),
+                outputs.text_vector[whole].cpu(),
+                batch.extras["image_key"][whole].cpu(),
+            )
+        )
     torch.set_rng_state(state)
-    return _figures(*_gathered(tally, images, texts))
+    return _figures(_gathered(seen))
 
 
 def _observe(tally: Tally, outputs: Outputs, batch: ConceptBatch, labels: Tensor) -> None:
@@ -89,33 +111,28 @@ def _observe(tally: Tally, outputs: Outputs, batch: ConceptBatch, labels: Tensor
         tally.add(f"box_acc@0.5_{GRAINS[grain]}", overlap[chosen] >= 0.5)
 
 
-def _gathered(
-    tally: Tally, images: list[Tensor], texts: list[Tensor]
-) -> tuple[Tally, Tensor, Tensor]:
-    mine = (tally, images, texts)
+def _gathered(mine: list[_Seen]) -> list[_Seen]:
+    """All ranks' batches in their order, so that no sum depends on the number of ranks."""
     everyone = [mine]
     if world()[1] > 1:
         everyone = [mine] * world()[1]
         dist.all_gather_object(everyone, mine)
+    return sorted((one for each in everyone for one in each), key=lambda one: one.step)
+
+
+def _figures(seen: list[_Seen]) -> dict[str, float]:
     total = Tally()
-    for each, _, _ in everyone:
-        total.merge(each)
-    empty = torch.zeros(0, 1)
-    all_images = [rows for _, each, _ in everyone for rows in each]
-    all_texts = [rows for _, _, each in everyone for rows in each]
-    return (
-        total,
-        torch.cat(all_images) if all_images else empty,
-        torch.cat(all_texts) if all_texts else empty,
-    )
-
-
-def _figures(tally: Tally, images: Tensor, texts: Tensor) -> dict[str, float]:
-    figures = tally.means()
-    if len(images):
-        similarity = images @ texts.T
-        own = torch.arange(len(images))
-        figures["image_to_text_r@1"] = (similarity.argmax(dim=1) == own).double().mean().item()
-        figures["text_to_image_r@1"] = (similarity.argmax(dim=0) == own).double().mean().item()
-        figures["retrieval_images"] = float(len(images))
+    for one in seen:
+        total.merge(one.tally)
+    figures = total.means()
+    if not sum(len(one.image) for one in seen):
+        return figures
+    key = torch.cat([one.image for one in seen])
+    similarity = torch.cat([one.images for one in seen]) @ torch.cat([one.texts for one in seen]).T
+    # An image may have several captions here: each of them is right.
+    to_text = key[similarity.argmax(dim=1)] == key
+    to_image = key[similarity.argmax(dim=0)] == key
+    figures["image_to_text_r@1"] = to_text.double().mean().item()
+    figures["text_to_image_r@1"] = to_image.double().mean().item()
+    figures["retrieval_images"] = float(len(key.unique()))
     return figures

@@ -1,8 +1,8 @@
 """Text: how an expression becomes token ids.
 
 Texts start with ``[CLS]`` and carry no ``[SEP]``, as in X-VLM (see docs). The tokenizer is a
-lower-casing WordPiece of the ``tokenizers`` library: the genuine BERT vocabulary from ``vocab.txt``,
-or one learnt from the corpus where a small model should not pay for 30,522 rows.
+lower-casing WordPiece of the ``tokenizers`` library: the genuine BERT vocabulary from
+``vocab.txt``, or one learnt from the corpus where a small model should not pay for 30,522 rows.
 """
 
 from __future__ import annotations
@@ -54,9 +54,13 @@ class Tokenizer:
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (
             pieces[token] for token in SPECIAL_TOKENS
         )
-        self._continues = [False] * self.vocab_size
-        for piece, index in pieces.items():
-            self._continues[index] = piece.startswith("##")
+        ordered = sorted(pieces, key=pieces.__getitem__)
+        if [pieces[piece] for piece in ordered] != list(range(len(ordered))):
+            raise DataError(
+                f"the vocabulary's {len(ordered):,} pieces are not numbered 0 to "
+                f"{len(ordered) - 1:,}; look for a piece that occurs twice"
+            )
+        self._pieces = ordered
 
     @property
     def vocab_size(self) -> int:
@@ -88,11 +92,11 @@ class Tokenizer:
 
     def word_starts(self, ids: Iterable[int]) -> list[bool]:
         """True where a token opens a word, False where it continues one (``##``)."""
-        return [not self._continues[i] for i in ids]
+        return [not self._pieces[i].startswith("##") for i in ids]
 
     def tokens(self, ids: Iterable[int]) -> list[str]:
         """The word pieces behind ids, for people to read."""
-        return [self._backend.id_to_token(i) for i in ids]
+        return [self._pieces[i] for i in ids]
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int = 4000) -> Tokenizer:
@@ -111,16 +115,22 @@ class Tokenizer:
     @classmethod
     def from_vocab(cls, path: Path | str) -> Tokenizer:
         """Reads a BERT ``vocab.txt``: one piece a line, the line number is the id."""
-        lines = _read_text(Path(path)).splitlines()
-        return cls(_wordpiece({piece: index for index, piece in enumerate(lines)}))
+        # Not `splitlines`: a vocabulary may hold Unicode's own line separators as pieces.
+        lines = [line.rstrip("\r") for line in _read_text(Path(path)).split("\n")]
+        if not lines[-1]:
+            lines.pop()
+        try:
+            return cls(_wordpiece({piece: index for index, piece in enumerate(lines)}))
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from None
 
     @classmethod
     def load(cls, path: Path | str) -> Tokenizer:
         """Reads a ``tokenizer.json``."""
         try:
             return cls(_Tokenizer.from_str(_read_text(Path(path))))
-        except DataError:
-            raise
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from None
         except Exception as error:  # the library raises bare Exception for any malformed file
             raise DataError(f"{path}: not a tokenizer file ({error}); export it again") from error
 

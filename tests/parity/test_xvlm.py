@@ -255,7 +255,7 @@ def test_one_region_and_one_image_update(case: Case) -> None:
     optimizer = Optimizer(case.model, optim, steps=2)
     expected = case.facts["one_step"]
     for update, kind in enumerate(("region", "image")):
-        optimizer.set_rate(update)
+        optimizer.begin_step(update)
         outputs = _run(case, kind, _drawn(case, kind))
         for theirs, ours in (("loss_itc", "contrastive"), ("loss_mlm", "masked_language")):
             assert outputs.losses[ours].item() == pytest.approx(

@@ -17,11 +17,11 @@ from typing import Any
 from wholegrain.config import from_dict, to_dict
 from wholegrain.data.corpus_manifest import file_sha256
 from wholegrain.data.shard_folder import atomic_folder
-from wholegrain.errors import ConfigError, DataError, ReleaseError
+from wholegrain.errors import CheckpointError, ConfigError, DataError, ReleaseError
 from wholegrain.hub.card import Card, render_card
-from wholegrain.hub.weights import load_weights, save_weights
 from wholegrain.model.config import ModelConfig
 from wholegrain.model.multigrain import MultiGrainModel
+from wholegrain.model.weights import load_weights, save_weights
 from wholegrain.text import Tokenizer
 
 FORMAT = 1
@@ -104,7 +104,10 @@ def load_release(folder: Path | str) -> tuple[MultiGrainModel, Tokenizer, Releas
         model = MultiGrainModel(info.config)
     except (ConfigError, DataError) as error:
         raise ReleaseError(f"{info.folder}: {error}") from error
-    load_weights(model, info.folder / WEIGHTS)
+    try:
+        load_weights(model, info.folder / WEIGHTS)
+    except CheckpointError as error:
+        raise ReleaseError(str(error)) from error
     return model.eval(), tokenizer, info
 
 

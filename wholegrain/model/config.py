@@ -10,25 +10,47 @@ from wholegrain.config import config
 from wholegrain.errors import ConfigError
 
 
+def _divides(name: str, value: int, part_name: str, part: int) -> None:
+    if part < 1 or value % part:
+        raise ConfigError(
+            f"{name} is {value}, which is no multiple of {part_name} {part}; change one of them"
+        )
+
+
 @config
 class SwinVision:
     """Swin transformer (Liu et al. 2021); the image vector is the mean of the final patches."""
 
     kind: Literal["swin"] = "swin"
-    image_size: int = 224
-    """Side of the square input in pixels; a multiple of 32 patches' worth of merging."""
-    patch_size: int = 4
+    image_size: int = Field(default=224, gt=0)
+    """Side of the square input in pixels; a multiple of the final patch's side (32)."""
+    patch_size: int = Field(default=4, gt=0)
     """Side of the first embedding's patch; the final grid is 8 times coarser."""
-    embed_dim: int = 128
+    embed_dim: int = Field(default=128, gt=0)
     """Channels of the first stage; doubled at each merging."""
     depths: tuple[int, ...] = (2, 2, 18, 2)
     """Blocks of each stage."""
     heads: tuple[int, ...] = (4, 8, 16, 32)
     """Attention heads of each stage."""
-    window: int = 7
+    window: int = Field(default=7, gt=0)
     """Side of an attention window in patches; image_size / 32 keeps the last stage unshifted."""
-    drop_path: float = 0.1
+    drop_path: float = Field(default=0.1, ge=0, lt=1)
     """Stochastic depth of the last block; grows linearly from 0."""
+
+    def __post_init__(self) -> None:
+        if not self.depths or len(self.depths) != len(self.heads) or min(self.depths) < 1:
+            raise ConfigError(
+                f"vision.depths is {self.depths} and vision.heads {self.heads}; "
+                "give each stage one positive number in both"
+            )
+        _divides("vision.image_size", self.image_size, "final patch", self.final_patch)
+        for stage, heads in enumerate(self.heads):
+            _divides(f"stage {stage}'s width", self.embed_dim * 2**stage, "heads", heads)
+
+    @property
+    def final_patch(self) -> int:
+        """Side of a patch of the final grid in pixels."""
+        return int(self.patch_size * 2 ** (len(self.depths) - 1))
 
 
 @config
@@ -36,25 +58,34 @@ class VitVision:
     """Plain vision transformer: ViT and DeiT, or CLIP's with `clip: true`."""
 
     kind: Literal["vit"] = "vit"
-    image_size: int = 224
-    """Side of the square input in pixels."""
-    patch_size: int = 16
+    image_size: int = Field(default=224, gt=0)
+    """Side of the square input in pixels; a multiple of `patch_size`."""
+    patch_size: int = Field(default=16, gt=0)
     """Side of a patch in pixels."""
-    width: int = 768
+    width: int = Field(default=768, gt=0)
     """Channels."""
-    depth: int = 12
+    depth: int = Field(default=12, gt=0)
     """Blocks."""
-    heads: int = 12
+    heads: int = Field(default=12, gt=0)
     """Attention heads."""
-    mlp_ratio: float = 4.0
+    mlp_ratio: float = Field(default=4.0, gt=0)
     """Hidden width of a block's MLP over its width."""
     clip: bool = False
     """CLIP's variant: a norm before the blocks, quick GELU, no bias in the patch embedding."""
-    local_layers: int = 0
+    local_layers: int = Field(default=0, ge=0)
     """How many of the last blocks run once a region, attending only inside its box (X-VLM: 4);
     0 pools regions from the final patches, which costs nothing a region (X2-VLM)."""
-    drop_path: float = 0.0
+    drop_path: float = Field(default=0.0, ge=0, lt=1)
     """Stochastic depth of the last block."""
+
+    def __post_init__(self) -> None:
+        _divides("vision.image_size", self.image_size, "vision.patch_size", self.patch_size)
+        _divides("vision.width", self.width, "vision.heads", self.heads)
+        if self.local_layers >= self.depth:
+            raise ConfigError(
+                f"vision.local_layers is {self.local_layers} of {self.depth} blocks; "
+                "keep at least one block global"
+            )
 
 
 @config
@@ -64,8 +95,8 @@ class TimmVision:
     kind: Literal["timm"] = "timm"
     name: str = "resnet18d"
     """Name in timm, for instance ``resnet50``, ``convnext_tiny``."""
-    image_size: int = 224
-    """Side of the square input in pixels."""
+    image_size: int = Field(default=224, gt=0)
+    """Side of the square input in pixels; a multiple of the last stage's stride."""
     stages: tuple[int, ...] = (1, 2, 3, 4)
     """timm's indices of the feature maps to keep; the last one gives the patch grid."""
     options: dict[str, int | float | bool | str | list[int]] = Field(default_factory=dict)
@@ -79,27 +110,27 @@ VisionConfig = Annotated[SwinVision | VitVision | TimmVision, Field(discriminato
 class TextConfig:
     """A BERT stack cut in two: layers below `fusion_layer` read text, the others fuse the image."""
 
-    vocab_size: int = 30522
+    vocab_size: int = Field(default=30522, gt=0)
     """Word pieces; must equal the tokenizer's."""
-    hidden_size: int = 768
+    hidden_size: int = Field(default=768, gt=0)
     """Channels."""
     layers: int = 12
     """Layers in all."""
     fusion_layer: int = 6
     """First layer with cross-attention to the image."""
-    heads: int = 12
+    heads: int = Field(default=12, gt=0)
     """Attention heads."""
-    intermediate_size: int = 3072
+    intermediate_size: int = Field(default=3072, gt=0)
     """Hidden width of the feed-forward."""
-    max_positions: int = 512
+    max_positions: int = Field(default=512, gt=0)
     """Longest text in tokens."""
-    type_vocab_size: int = 2
+    type_vocab_size: int = Field(default=2, gt=0)
     """Token types; only type 0 is used, the table is kept for BERT weights."""
-    dropout: float = 0.1
+    dropout: float = Field(default=0.1, ge=0, lt=1)
     """Dropout of hidden states."""
-    attention_dropout: float = 0.1
+    attention_dropout: float = Field(default=0.1, ge=0, lt=1)
     """Dropout of attention weights; 0 lets the fused attention kernels run on every device."""
-    norm_eps: float = 1e-12
+    norm_eps: float = Field(default=1e-12, gt=0)
     """Epsilon of the layer norms."""
 
     def __post_init__(self) -> None:
@@ -108,6 +139,7 @@ class TextConfig:
                 f"text.fusion_layer is {self.fusion_layer} of {self.layers} layers; "
                 "leave at least one layer on each side"
             )
+        _divides("text.hidden_size", self.hidden_size, "text.heads", self.heads)
 
 
 @config
@@ -119,10 +151,10 @@ class ClsBoxHead:
 
 @config
 class PatchBoxHead:
-    """Every patch votes for a box; the votes are averaged by a softmax over text-patch scores."""
+    """Every patch proposes a box and votes; the surest patch answers."""
 
     kind: Literal["patch"] = "patch"
-    width: int = 256
+    width: int = Field(default=256, gt=0)
     """Channels of the joint text-patch features."""
 
 
@@ -134,18 +166,24 @@ class MmcaConfig:
     """Multimodal conditional adapters on the image encoder (MMCA)."""
 
     kind: Literal["mmca"] = "mmca"
-    rank: int = 64
+    rank: int = Field(default=64, gt=0)
     """Rank-1 terms of an update."""
-    embed_dim: int = 128
+    embed_dim: int = Field(default=128, gt=0)
     """Channels of the multimodal embedding that the coefficients come from."""
-    gate_dim: int = 32
+    gate_dim: int = Field(default=32, gt=0)
     """Hidden channels of the gate."""
-    blocks: int = 2
-    """How many of the image encoder's last blocks are adapted."""
+    blocks: int = Field(default=2, gt=0)
+    """How many of the image encoder's last blocks (stages, if convolutional) are adapted."""
     sites: tuple[Literal["query", "key", "value", "mlp"], ...] = ("query", "key")
-    """Which projections of an adapted block receive an update."""
+    """Which projections of an adapted block receive an update; convolutions have their own."""
     condition: Literal["both", "text", "image"] = "both"
     """What the coefficients depend on; `text` and `image` are the ablations."""
+
+    def __post_init__(self) -> None:
+        if not self.sites or len(set(self.sites)) < len(self.sites):
+            raise ConfigError(
+                f"adapter.sites is {list(self.sites)}; name each place once, and at least one"
+            )
 
 
 @config
@@ -156,9 +194,9 @@ class ModelConfig:
     """The image encoder."""
     text: TextConfig = Field(default_factory=TextConfig)
     """The text and cross encoder."""
-    embed_dim: int = 256
+    embed_dim: int = Field(default=256, gt=0)
     """Channels of the unit vectors that image and text are compared in."""
-    temperature: float = 0.07
+    temperature: float = Field(default=0.07, gt=0)
     """Initial temperature of the contrastive loss; learnt."""
     box_head: BoxHeadConfig = Field(default_factory=ClsBoxHead)
     """How a box is read from the fused text and the image."""

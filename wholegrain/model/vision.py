@@ -28,6 +28,9 @@ class VisionEncoder(nn.Module):
 
     width: int
     grid: tuple[int, int]
+    backbone: Any  # a timm model; timm carries no types
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, image_size: int) -> None:
         super().__init__()
@@ -74,7 +77,7 @@ class SwinEncoder(VisionEncoder):
             drop_path_rate=config.drop_path,
         )
         self.width = int(self.backbone.num_features)
-        side = config.image_size // (config.patch_size * 2 ** (len(config.depths) - 1))
+        side = config.image_size // config.final_patch
         self.grid = (side, side)
 
     def forward(self, images: Tensor) -> ImageFeatures:
@@ -106,11 +109,6 @@ class VitEncoder(VisionEncoder):
         super().__init__(config.image_size)
         from timm.models.vision_transformer import VisionTransformer
 
-        if not 0 <= config.local_layers < config.depth:
-            raise ConfigError(
-                f"vision.local_layers is {config.local_layers} of {config.depth} blocks; "
-                "keep at least one block global"
-            )
         self.backbone = VisionTransformer(
             img_size=config.image_size,
             patch_size=config.patch_size,
@@ -193,14 +191,21 @@ class TimmEncoder(VisionEncoder):
                 out_indices=config.stages,
                 **options,
             )
-        except (RuntimeError, TypeError, ValueError) as error:
+        except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
             raise ConfigError(
-                f"vision.name is {config.name!r} with options {options}: {error}; "
-                "see timm.list_models()"
+                f"vision.name is {config.name!r} with stages {config.stages} and options "
+                f"{options}: {error}; see timm.list_models() and the model's arguments"
             ) from error
         self.width = int(self.backbone.feature_info.channels()[-1])
-        side = config.image_size // int(self.backbone.feature_info.reduction()[-1])
+        stride = int(self.backbone.feature_info.reduction()[-1])
+        if config.image_size % stride:
+            raise ConfigError(
+                f"vision.image_size is {config.image_size}, which is no multiple of the stride "
+                f"{stride} of {config.name}'s stage {config.stages[-1]}; change one of them"
+            )
+        side = config.image_size // stride
         self.grid = (side, side)
+        self.channels_last = getattr(self.backbone, "output_fmt", None) == "NHWC"
         # A convolution knows where things are only from its border padding; words such as "left"
         # need more.
         self.positions = nn.Parameter(torch.zeros(1, side * side, self.width))
@@ -210,6 +215,8 @@ class TimmEncoder(VisionEncoder):
     def forward(self, images: Tensor) -> ImageFeatures:
         images = images.contiguous(memory_format=torch.channels_last)
         pyramid = tuple(self.backbone(images))
+        if self.channels_last:  # timm's hierarchical transformers
+            pyramid = tuple(states.permute(0, 3, 1, 2) for states in pyramid)
         last = pyramid[-1]
         patches = self.norm(last.flatten(2).transpose(1, 2) + self.positions)
         return ImageFeatures(patches.mean(dim=1), patches, self.grid, pyramid)

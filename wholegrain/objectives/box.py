@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from wholegrain.boxes import cxcywh_to_xyxy, generalized_iou
 
@@ -14,39 +13,96 @@ class BoxLosses(NamedTuple):
     """Per-box terms, so that a schedule of easy and hard boxes can weigh them."""
 
     l1: Tensor
-    """(T,) sum of the absolute differences of the four numbers."""
+    """(...,) sum of the absolute differences of the four numbers."""
     giou: Tensor
-    """(T,) ``1 - GIoU``, in [0, 2]."""
+    """(...,) ``1 - GIoU``, in [0, 2]."""
 
 
 def box_losses(predicted: Tensor, target: Tensor) -> BoxLosses:
     """X-VLM 2.5.
 
     Args:
-        predicted, target: (T, 4) cxcywh in the unit square.
+        predicted, target: (..., 4) cxcywh in the unit square; they broadcast.
     """
     predicted, target = predicted.float(), target.float()
-    l1 = F.l1_loss(predicted, target, reduction="none").sum(dim=-1)
+    l1 = (predicted - target).abs().sum(dim=-1)
     giou = 1 - generalized_iou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(target))
     return BoxLosses(l1, giou)
 
 
-def vote_loss(votes: Tensor, target: Tensor, centres: Tensor) -> Tensor:
-    """Which patches should answer: those inside the box, the middle ones most.
+class ProposalLosses(NamedTuple):
+    """Per-box terms of proposals and votes."""
 
-    The cross entropy of the votes against a distribution over patches that falls off from the
-    centre of the target like a Gaussian whose deviation is a quarter of the box's sides.
+    l1: Tensor
+    """(T,) L1 of the responsible patches' proposals."""
+    giou: Tensor
+    """(T,) their ``1 - GIoU``."""
+    vote: Tensor
+    """(T,) cross entropy of the votes."""
+
+
+def proposal_losses(
+    proposals: Tensor, votes: Tensor, target: Tensor, centres: Tensor
+) -> ProposalLosses:
+    """Losses of patches that each propose a box and vote for themselves.
+
+    The patches near the target's centre are responsible for it (`responsibility`): their proposals
+    are compared with the target, and the votes with the responsibility.
 
     Args:
-        votes: (T, P) log-probabilities.
+        proposals: (T, P, 4) cxcywh in the unit square.
+        votes: (T, P) log-probabilities over patches.
+        target: (T, 4) cxcywh.
+        centres: (P, 2) x, y of the patches.
+    """
+    share = responsibility(target, centres)
+    terms = box_losses(proposals, target[:, None])
+    return ProposalLosses(
+        l1=(share * terms.l1).sum(dim=1),
+        giou=(share * terms.giou).sum(dim=1),
+        vote=-(share * votes).sum(dim=1),
+    )
+
+
+class Prediction(Protocol):
+    """What a box head says of T texts (`wholegrain.model.grounding.box_head.BoxPrediction`)."""
+
+    @property
+    def boxes(self) -> Tensor: ...
+
+    @property
+    def votes(self) -> Tensor | None: ...
+
+    @property
+    def proposals(self) -> Tensor | None: ...
+
+
+def grounding_losses(
+    prediction: Prediction, target: Tensor, centres: Tensor | None
+) -> dict[str, Tensor]:
+    """The per-box terms (T,) that suit a head: ``l1``, ``giou``, and ``vote`` where patches vote.
+
+    Args:
+        prediction: of the head.
+        target: (T, 4) cxcywh in the unit square.
+        centres: (P, 2) of the patches that vote; None where none do.
+    """
+    if prediction.proposals is None or prediction.votes is None or centres is None:
+        return box_losses(prediction.boxes, target)._asdict()
+    return proposal_losses(prediction.proposals, prediction.votes, target, centres)._asdict()
+
+
+def responsibility(target: Tensor, centres: Tensor) -> Tensor:
+    """How much each patch answers for a box: (T, P), each row sums to 1.
+
+    It falls off from the box's centre like a Gaussian whose deviation is a sixth of the box's
+    sides, so that almost all of it lies inside.
+
+    Args:
         target: (T, 4) cxcywh in the unit square.
         centres: (P, 2) x, y of the patches.
-
-    Returns:
-        (T,) losses.
     """
     # Half a patch at least: a box smaller than a patch still needs one patch to answer.
-    spread = (target[:, None, 2:] / 4).clamp(min=0.5 / votes.shape[1] ** 0.5)
+    spread = (target[:, None, 2:] / 6).clamp(min=0.5 / len(centres) ** 0.5)
     distance = (centres[None] - target[:, None, :2]) / spread
-    wanted = (-0.5 * distance.square().sum(dim=-1)).softmax(dim=-1)
-    return -(wanted * votes).sum(dim=-1)
+    return (-0.5 * distance.square().sum(dim=-1)).softmax(dim=-1)

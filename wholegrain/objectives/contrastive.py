@@ -1,7 +1,8 @@
 """Contrastive loss between concepts and texts, over the batches of all ranks.
 
 X-VLM's ITC: with unit vectors v, t and temperature tau, the mean of the cross entropies of
-``v t' / tau`` row by row and ``t v' / tau`` row by row, the partner on the diagonal being the class.
+``v t' / tau`` row by row and ``t v' / tau`` row by row, the partner on the diagonal being the
+class.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Checkpoints: a folder that exists only when it is whole.
 
 ``checkpoints/step_000500/`` holds ``model.safetensors``, ``optimizer.pt``, ``state.json`` and the
-files that a release needs. It is written aside, flushed, marked ``COMPLETE``, renamed, and only then
-are older ones removed. Everything else of a resume is arithmetic: order, augmentation and dropout
-are functions of the step.
+files that a release needs. It is written aside, flushed, marked ``COMPLETE``, renamed, and only
+then are older ones removed. Everything else of a resume is arithmetic: order, augmentation and
+dropout are functions of the step.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from wholegrain.errors import CheckpointError
+from wholegrain.model.weights import load_weights, save_weights
 
 MARKER = "COMPLETE"
 _NAME = re.compile(r"step_(\d+)$")
@@ -67,38 +68,11 @@ class Checkpoint:
         try:
             state = torch.load(self.folder / "optimizer.pt", weights_only=True, map_location="cpu")
             optimizer.load_state_dict(state)
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+        except (OSError, EOFError, ValueError, RuntimeError, KeyError, UnpicklingError) as error:
             raise CheckpointError(
-                f"{self.folder}/optimizer.pt does not fit this run ({error}); resume with the "
-                "config it was started with"
+                f"{self.folder}/optimizer.pt is damaged or of another config ({error}); resume "
+                "with the config of the run, or remove the folder to fall back to the one before"
             ) from error
-
-
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Loads safetensors into a model, every name accounted for.
-
-    Raises:
-        CheckpointError: names the file and what is missing, left over or of another shape.
-    """
-    try:
-        tensors = load_file(path)
-    except Exception as error:  # the library raises its own type for damage, OSError for absence
-        raise CheckpointError(f"{path}: cannot be read ({error})") from error
-    expected = model.state_dict()
-    missing, unexpected = sorted(expected.keys() - tensors), sorted(tensors.keys() - expected)
-    if missing or unexpected:
-        raise CheckpointError(
-            f"{path}: the model's configuration asks for {missing[:3]} (and {len(missing)} names "
-            f"in all) that the file lacks; it has {unexpected[:3]} ({len(unexpected)} in all) "
-            "besides; use the config stored beside it"
-        )
-    for name, tensor in tensors.items():
-        if tensor.shape != expected[name].shape:
-            raise CheckpointError(
-                f"{path}: {name} has shape {tuple(tensor.shape)}, the model's is "
-                f"{tuple(expected[name].shape)}; use the config stored beside it"
-            )
-    model.load_state_dict(tensors)
 
 
 def save(
@@ -127,8 +101,7 @@ def save(
     for left_over in parent.glob(".step_*.partial-*"):
         shutil.rmtree(left_over, ignore_errors=True)
     aside.mkdir()
-    tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
-    save_file(tensors, aside / "model.safetensors")
+    save_weights(model, aside / "model.safetensors")
     torch.save(optimizer.state_dict(), aside / "optimizer.pt")
     (aside / "state.json").write_text(json.dumps({"step": step, **state}, indent=1))
     for name, text in (extra_files or {}).items():

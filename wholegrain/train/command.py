@@ -1,4 +1,4 @@
-"""The command line that all stages share: ``--config FILE [--dry-run] [--section.key=value ...]``."""
+"""The command line of all stages: ``--config FILE [--dry-run] [--section.key=value ...]``."""
 
 from __future__ import annotations
 

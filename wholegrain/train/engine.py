@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
 
@@ -81,9 +82,22 @@ class Engine:
             else:
                 yield
 
+    def share_buffers(self, module: nn.Module) -> None:
+        """Gives every rank the first one's running statistics, which are those that are saved."""
+        if self.world == 1:
+            return
+        for buffer in module.buffers():
+            if buffer.is_floating_point():
+                dist.broadcast(buffer, src=0)
+
     def wait(self) -> None:
         """All ranks meet."""
         self.accelerator.wait_for_everyone()
+
+    def close(self) -> None:
+        """Ends the run together: a process group left open may abort the interpreter's exit."""
+        self.wait()
+        self.accelerator.end_training()
 
     def any(self, flag: bool) -> bool:
         """Whether any rank says yes; so that all ranks stop at the same step."""
@@ -103,6 +117,15 @@ class Engine:
 
 
 def _refuse_clash(run: RunConfig) -> None:
+    # `accelerate launch --cpu --num_processes 2` starts one process and says nothing; what it
+    # leaves in the environment gives it away.
+    by_accelerate = {"MASTER_ADDR", "ACCELERATE_MIXED_PRECISION"} <= os.environ.keys()
+    if by_accelerate and "WORLD_SIZE" not in os.environ:
+        raise ConfigError(
+            "the launcher set MASTER_ADDR but started one process alone (`accelerate launch --cpu` "
+            "does so); for N processes use `torchrun --standalone --nproc-per-node N` or "
+            "`accelerate launch --multi_gpu --num_processes N`"
+        )
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     ours = "bf16" if run.precision == "bf16" else "no"
     if launched not in {"no", ours}:

@@ -68,10 +68,9 @@ def fit(stage: Stage, run: RunConfig, optim: OptimConfig, engine: Engine, out: P
     """
     optimizer = Optimizer(stage.module, optim, run.steps, stage.adapters)
     stage.module.to(engine.device)
-    start = _resume(stage, optimizer, engine, out)
-    wrapped = engine.wrap(stage.module)
     averages, speed = Averages(), Throughput()
-    skipped_in_a_row = 0
+    start = _resume(stage, optimizer, averages, out)
+    wrapped = engine.wrap(stage.module)
     with (
         Journal(out, run.steps, start, stage.name, engine.is_main) as journal,
         StopRequest() as stop,
@@ -79,7 +78,7 @@ def fit(stage: Stage, run: RunConfig, optim: OptimConfig, engine: Engine, out: P
         parts = iter(stage.batches(start * run.accumulation, run.steps * run.accumulation))
         for step in range(start, run.steps):
             seed_step(run.seed, step, engine.rank)
-            rate = optimizer.set_rate(step)
+            rate = optimizer.begin_step(step)
             for part in range(run.accumulation):
                 batch = _next(parts, speed)
                 with engine.part(wrapped, last=part == run.accumulation - 1):
@@ -94,17 +93,16 @@ def fit(stage: Stage, run: RunConfig, optim: OptimConfig, engine: Engine, out: P
             if done % run.log_every == 0 or done == run.steps:
                 means = engine.mean({**averages.take(), **speed.take()})
                 journal.write(done, "train", {**means, "learning_rate": rate})
-                lost = means["skipped"] * run.log_every
-                skipped_in_a_row = int(skipped_in_a_row + lost) if lost >= run.log_every else 0
-                _stop_if_lost(skipped_in_a_row, run, out)
+                _stop_if_lost(int(optimizer.lost_in_a_row), run, out)
             if _due(done, run.validate_every, run.steps) and stage.validate is not None:
-                journal.write(done, "val", validated(stage))
+                journal.write(done, "val", validated(stage, engine))
                 speed.take()
             interrupted = engine.any(stop.received is not None)
             if _due(done, run.save_every, run.steps) or interrupted:
-                _save(stage, optimizer, engine, out, done, run.keep)
+                _save(stage, optimizer, averages, engine, out, done, run.keep)
             if interrupted and done < run.steps:
                 raise Interrupted(f"stopped at step {done} by a signal; run again to continue")
+    engine.share_buffers(stage.module)
     return start
 
 
@@ -150,9 +148,10 @@ def _clock(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
 
 
-def validated(stage: Stage) -> dict[str, float]:
+def validated(stage: Stage, engine: Engine) -> dict[str, float]:
     """The stage's validation figures, with the module in evaluation mode and back."""
     assert stage.validate is not None
+    engine.share_buffers(stage.module)
     stage.module.eval()
     with torch.no_grad():
         figures = dict(stage.validate())
@@ -189,20 +188,27 @@ def _stop_if_lost(in_a_row: int, run: RunConfig, out: Path) -> None:
 
 
 def _save(
-    stage: Stage, optimizer: Optimizer, engine: Engine, out: Path, step: int, keep: int
+    stage: Stage,
+    optimizer: Optimizer,
+    averages: Averages,
+    engine: Engine,
+    out: Path,
+    step: int,
+    keep: int,
 ) -> None:
+    # A line of metrics may be half gathered; the resumed run must write the same one.
+    state = {"facts": stage.facts, "averages": engine.mean(averages.state())}
     if engine.is_main:
-        checkpoint.save(
-            out, step, stage.model, optimizer.adamw, {"facts": stage.facts}, keep, stage.files
-        )
+        checkpoint.save(out, step, stage.model, optimizer.adamw, state, keep, stage.files)
     engine.wait()
 
 
-def _resume(stage: Stage, optimizer: Optimizer, engine: Engine, out: Path) -> int:
+def _resume(stage: Stage, optimizer: Optimizer, averages: Averages, out: Path) -> int:
     found = checkpoint.latest(out)
     if found is None:
         return 0
-    before = found.state().get("facts", {})
+    state = found.state()
+    before = state.get("facts", {})
     for name, value in stage.facts.items():
         if before.get(name) != value:
             raise CheckpointError(
@@ -210,4 +216,5 @@ def _resume(stage: Stage, optimizer: Optimizer, engine: Engine, out: Path) -> in
                 f"{value!r}; give another --out, or the old value"
             )
     found.load(stage.model, optimizer.adamw)
+    averages.load(state.get("averages", {}))
     return found.step

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,24 +19,47 @@ METRICS = "metrics.jsonl"
 
 
 class Averages:
-    """Means of named scalars since the last look; tensors stay on their device until then."""
+    """Means of named scalars since the last look; tensors stay on their device until then.
+
+    What is not finite is left out: one lost step must not hide the others of its line.
+    """
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
+        self._counts: dict[str, Tensor] = {}
 
     def add(self, values: Mapping[str, Tensor | float]) -> None:
         """Adds one observation of each name."""
         for name, value in values.items():
             tensor = torch.as_tensor(value).detach().double()
-            self._sums[name] = self._sums[name] + tensor if name in self._sums else tensor
-            self._counts[name] = self._counts.get(name, 0) + 1
+            finite = torch.isfinite(tensor)
+            self._add(name, torch.where(finite, tensor, 0.0), finite.double())
 
     def take(self) -> dict[str, float]:
-        """The means, after which counting starts anew. This is where the host waits."""
-        means = {name: float(total) / self._counts[name] for name, total in self._sums.items()}
+        """The means (NaN of nothing), after which counting starts anew. The host waits here."""
+        means = {name: float(total / self._counts[name]) for name, total in self._sums.items()}
         self._sums, self._counts = {}, {}
         return means
+
+    def state(self) -> dict[str, float]:
+        """Sums and counts so far, for a checkpoint; the host waits here."""
+        sums = {f"sum/{name}": float(total) for name, total in self._sums.items()}
+        return sums | {f"count/{name}": float(count) for name, count in self._counts.items()}
+
+    def load(self, state: Mapping[str, float]) -> None:
+        """Continues from `state`."""
+        for key, total in state.items():
+            kind, _, name = key.partition("/")
+            if kind == "sum":
+                count = torch.tensor(state[f"count/{name}"], dtype=torch.float64)
+                self._add(name, torch.tensor(total, dtype=torch.float64), count)
+
+    def _add(self, name: str, total: Tensor, count: Tensor) -> None:
+        known = name in self._sums
+        # The earlier sum comes second: one that was read from a checkpoint lies on the CPU, and
+        # follows to the device of the rest.
+        self._sums[name] = total + self._sums[name].to(total.device) if known else total
+        self._counts[name] = count + self._counts[name].to(count.device) if known else count
 
 
 class Throughput:
@@ -126,8 +150,10 @@ class Journal:
         """One line of metrics."""
         if not self.active:
             return
-        entry: dict[str, Any] = {"step": step, "split": split, **values}
-        self._file.write(json.dumps(entry) + "\n")
+        # JSON knows no NaN: a figure that is none is null.
+        plain = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        entry: dict[str, Any] = {"step": step, "split": split, **plain}
+        self._file.write(json.dumps(entry, allow_nan=False) + "\n")
         self._file.flush()
         for name, value in values.items():
             self._board.add_scalar(f"{split}/{name}", value, step)

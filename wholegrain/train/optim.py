@@ -14,6 +14,7 @@ from wholegrain.train.config import OptimConfig
 # X-VLM decides by substrings of names, which lets these one-dimensional parameters through.
 _XVLM_DECAYED = ("temperature", "match_head.1.weight", "box_head.mlp.1.weight")
 _UNDECAYED_MATRICES = ("relative_position_bias_table",)
+_STATISTICS = ("running_mean", "running_var")
 _NEW = (
     "cross_attention",
     "cross_residual",
@@ -78,7 +79,8 @@ class Optimizer:
     """AdamW that takes its rate from the schedule and leaves non-finite gradients out.
 
     Whether a step is skipped is decided on the device: the fused kernel reads a flag, so that the
-    host need not wait for the norm.
+    host need not wait for the norm. A skipped step leaves no trace: the running statistics that its
+    forward pass moved are put back as well.
     """
 
     def __init__(
@@ -96,20 +98,32 @@ class Optimizer:
         )
         self.updates = 0
         self.parameters = [p for group in groups for p in group["params"]]
+        self.lost_in_a_row = torch.zeros(())
+        """Steps skipped since the last one that was not, on the device."""
+        self._model = model
+        self._statistics: list[tuple[Tensor, Tensor]] = []
 
-    def set_rate(self, step: int) -> float:
-        """Sets the rate of every group for a step; returns the base rate."""
+    def begin_step(self, step: int) -> float:
+        """Sets the rate of every group for a step; returns the base rate.
+
+        Call it before the step's forward pass, whose effect on running statistics it may undo.
+        """
         rate = learning_rate(self.optim, step, self.steps)
         self.updates = step
         for group in self.adamw.param_groups:
             group["lr"] = rate * group["factor"]
+        self._statistics = [
+            (buffer, buffer.clone())
+            for name, buffer in self._model.named_buffers()
+            if name.endswith(_STATISTICS)
+        ]
         return rate
 
     def step(self) -> tuple[Tensor, Tensor]:
         """Clips, updates and clears the gradients.
 
         X-VLM's AdamW (transformers 4) adds epsilon to ``sqrt(v)`` before the correction of its
-        bias, which is torch's with ``eps / sqrt(1 - beta2^t)``; it matters where gradients are tiny.
+        bias, which is torch's with ``eps / sqrt(1 - beta2^t)``; it matters for tiny gradients.
 
         Returns:
             The gradient norm before clipping, and 1.0 where the step was skipped because that is
@@ -127,4 +141,7 @@ class Optimizer:
         self.adamw.found_inf = skipped  # type: ignore[attr-defined]
         self.adamw.step()
         self.adamw.zero_grad(set_to_none=True)
+        for buffer, before in self._statistics:
+            buffer.copy_(torch.where(skipped > 0, before, buffer))
+        self.lost_in_a_row = (self.lost_in_a_row.to(skipped.device) + 1) * skipped
         return norm, skipped

@@ -12,7 +12,6 @@ import torch
 from wholegrain.errors import ReleaseError
 from wholegrain.hub.card import Card
 from wholegrain.hub.release import FILES, load_release, read_info, save_release
-from wholegrain.hub.weights import distinct
 from wholegrain.model.config import MmcaConfig, ModelConfig
 from wholegrain.model.multigrain import MultiGrainModel
 from wholegrain.report import Estimate, ResultTable
@@ -182,12 +181,6 @@ def test_a_failure_leaves_nothing(tmp_path: Path, letters: Tokenizer, small_conf
             extras={"x": object()},
         )
     assert list(tmp_path.iterdir()) == []
-
-
-def test_shared_tensors_are_written_once() -> None:
-    table = torch.ones(3, 2)
-    state = {"a": table, "b": table, "c": table[:2], "d": torch.empty(0), "e": torch.empty(0)}
-    assert list(distinct(state)) == ["a", "c", "d", "e"]
 
 
 def test_card_tells_data_results_and_recipe(

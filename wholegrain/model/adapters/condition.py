@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from wholegrain.model.adapters.places import Places
 from wholegrain.model.config import MmcaConfig
 
 
@@ -23,22 +24,19 @@ class Condition:
         """One row a text from one row an image; called by the first adapted block."""
         return states if self.image is None else states[self.image]
 
-    def weights(self, count: int, grid: tuple[int, int] | None) -> Tensor | None:
-        """Share (T, count) of each place that is photo, for pooling; None where all is photo.
-
-        Args:
-            count: places of the states to be pooled.
-            grid: their (rows, columns); None reads them as a square.
+    def weights(self, places: Places) -> Tensor | None:
+        """Share (T, N) of each place that is photo, for pooling; None where all of all is.
 
         The mask is resampled to the grid at hand, so any resolution and any stage is right.
         """
-        if self.image_mask is None or self.image is None:
+        if self.image is None or (self.image_mask is None and places.all_real):
             return None
-        rows, columns = grid or (int(count**0.5), int(count**0.5))
-        shares = nn.functional.adaptive_avg_pool2d(
-            self.image_mask[:, None].float(), (rows, columns)
-        )
-        return shares.flatten(1)[self.image]
+        if self.image_mask is None:
+            return places.order(self.image.new_ones(1, *places.grid).float()).expand(
+                len(self.image), -1
+            )
+        shares = nn.functional.adaptive_avg_pool2d(self.image_mask[:, None].float(), places.grid)
+        return places.order(shares[:, 0])[self.image]
 
 
 class Coefficients(nn.Module):

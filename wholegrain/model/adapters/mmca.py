@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from wholegrain.errors import ConfigError
 from wholegrain.model.adapters.condition import Condition, mean_text
+from wholegrain.model.adapters.places import class_and_grid, swin_grid, swin_windows
 from wholegrain.model.adapters.sites import ConditionalBlock, ConditionalLinear, SpreadingBlock
 from wholegrain.model.config import MmcaConfig
-from wholegrain.model.vision import TimmEncoder
+from wholegrain.model.vision import SwinEncoder, TimmEncoder, VisionEncoder, VitEncoder
 
 if TYPE_CHECKING:
     from wholegrain.model.multigrain import MultiGrainModel
@@ -64,6 +65,11 @@ def attach_mmca(model: MultiGrainModel, config: MmcaConfig) -> Mmca:
     text_width = model.config.text.hidden_size
     if isinstance(model.vision, TimmEncoder):
         return _attach_to_stages(model.vision, config, text_width, shared)
+    if isinstance(model.vision, VitEncoder) and model.vision.local_layers:
+        raise ConfigError(
+            f"vision.local_layers is {model.vision.local_layers}: adapters cannot sit in blocks "
+            "that run once a region; set it to 0"
+        )
     blocks = model.vision.blocks()
     if not 0 < config.blocks <= len(blocks):
         raise ConfigError(
@@ -72,44 +78,66 @@ def attach_mmca(model: MultiGrainModel, config: MmcaConfig) -> Mmca:
     chosen = blocks[len(blocks) - config.blocks :]
     adapted: list[nn.Module] = []
     for block in chosen:
-        attention: nn.Module = block.attn  # type: ignore[assignment]
-        projections = tuple(site for site in config.sites if site != "mlp")
-        if projections:
-            attention.qkv = ConditionalLinear(
-                attention.qkv,  # type: ignore[arg-type]
-                projections,
-                text_width,
-                config,
-                shared,
-            )
-            adapted.append(attention.qkv)
-        if "mlp" in config.sites:
-            mlp: nn.Module = block.mlp  # type: ignore[assignment]
-            mlp.fc1 = ConditionalLinear(mlp.fc1, ("mlp",), text_width, config, shared)  # type: ignore[arg-type]
-            adapted.append(mlp.fc1)
+        adapted += _attach_to_block(block, model.vision, config, text_width, shared)
     _replace(model.vision, chosen[0], SpreadingBlock(chosen[0], shared))
     return Mmca(shared, adapted)
+
+
+def _attach_to_block(
+    block: Any,  # one of timm's, which carry no types
+    vision: VisionEncoder,
+    config: MmcaConfig,
+    text_width: int,
+    shared: Condition,
+) -> list[nn.Module]:
+    windowed = isinstance(vision, SwinEncoder)
+    adapted: list[nn.Module] = []
+    projections = tuple(site for site in config.sites if site != "mlp")
+    if projections:
+        places = swin_windows(block) if windowed else class_and_grid(vision.grid)
+        host = block.attn.qkv
+        block.attn.qkv = ConditionalLinear(host, projections, text_width, config, shared, places)
+        adapted.append(block.attn.qkv)
+    if "mlp" in config.sites:
+        places = swin_grid(block) if windowed else class_and_grid(vision.grid)
+        host = block.mlp.fc1
+        block.mlp.fc1 = ConditionalLinear(host, ("mlp",), text_width, config, shared, places)
+        adapted.append(block.mlp.fc1)
+    return adapted
 
 
 def _attach_to_stages(
     vision: TimmEncoder, config: MmcaConfig, text_width: int, shared: Condition
 ) -> Mmca:
-    stages = [child for child in vision.backbone.children() if _is_stage(child)]
+    stages = _stages(vision)
     if not 0 < config.blocks <= len(stages):
         raise ConfigError(
             f"adapter.blocks is {config.blocks}, but the backbone has {len(stages)} stages of "
-            f"residual blocks; choose 1 to {len(stages)}"
+            "several residual blocks; choose at most so many, or another vision.name"
         )
     adapted: list[nn.Module] = []
-    channels = vision.backbone.feature_info.channels()
-    for index in range(len(stages) - config.blocks, len(stages)):
-        width = channels[index - len(stages)]
-        host = _blocks_of(stages[index])[-1]
-        first = index == len(stages) - config.blocks
-        block = ConditionalBlock(host, width, text_width, config, shared, first)
+    for number, (stage, width) in enumerate(stages[len(stages) - config.blocks :]):
+        host = _blocks_of(stage)[-1]
+        block = ConditionalBlock(host, width, text_width, config, shared, first=number == 0)
         _replace(vision, host, block)
         adapted.append(block)
     return Mmca(shared, adapted)
+
+
+def _stages(vision: TimmEncoder) -> list[tuple[nn.Module, int]]:
+    """Stages whose last block keeps its resolution and channels, and their channels."""
+    if vision.channels_last:
+        return []
+    # timm lists all stages here, also those whose maps are not asked for.
+    channels = {
+        entry["module"].replace(".", "_"): int(entry["num_chs"])
+        for entry in vision.backbone.feature_info.info
+    }
+    return [
+        (child, channels[name])
+        for name, child in vision.backbone.named_children()
+        if name in channels and _is_stage(child)
+    ]
 
 
 def _blocks_of(stage: nn.Module) -> list[nn.Module]:
@@ -122,7 +150,7 @@ def _is_stage(module: nn.Module) -> bool:
     if not isinstance(blocks, nn.Sequential):
         return False
     children = list(blocks.children())
-    # A stem is a sequence of layers; a stage is a sequence of blocks, which have parts of their own.
+    # A stem is a sequence of layers; a stage is one of blocks, which have parts of their own.
     return len(children) > 1 and all(list(child.children()) for child in children)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from wholegrain.model.adapters.condition import Coefficients, Condition
+from wholegrain.model.adapters.places import Places, PlacesOf
 from wholegrain.model.config import MmcaConfig
 
 _THIRDS = {"query": 0, "key": 1, "value": 2}  # order inside a fused qkv projection
@@ -40,9 +41,10 @@ class ConditionalLinear(nn.Module):
         text_width: int,
         config: MmcaConfig,
         shared: Condition,
+        places: PlacesOf,
     ) -> None:
         super().__init__()
-        self.host = host
+        self.host, self.shared, self.places = host, shared, places
         third = host.out_features // 3
         out = {site: third if site in _THIRDS else host.out_features for site in sites}
         self.updates = nn.ModuleDict(
@@ -51,18 +53,15 @@ class ConditionalLinear(nn.Module):
                 for site in sorted(sites, key=lambda site: _THIRDS.get(site, 0))
             }
         )
-        self.shared = shared
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Windows of one sample lie next to each other: (T * windows, n, C) or (T, H, W, C)."""
+        """States (T, N, C), or windows (T * windows, n, C), those of one text side by side."""
         output: Tensor = self.host(inputs)
         text = self.shared.text
         if text is None:
             return output
         tokens = inputs.reshape(len(text), -1, inputs.shape[-1])
-        # A window order is not the grid's, but a class token or windows only occur where images
-        # are squeezed to a square and carry no padding.
-        share = self.shared.weights(tokens.shape[1], None)
+        share = self.shared.weights(self.places())
         for site, module in self.updates.items():
             update = module(tokens, text, share).reshape(*inputs.shape[:-1], -1)
             if site in _THIRDS:
@@ -119,6 +118,6 @@ class ConditionalBlock(nn.Module):
         if text is None:
             return output
         height, width = states.shape[2:]
-        share = self.shared.weights(height * width, (height, width))
+        share = self.shared.weights(Places(grid=(height, width)))
         weights = self.coefficients(states.flatten(2).transpose(1, 2), text, share)
         return output + self.up(self.down(states) * weights[:, :, None, None])

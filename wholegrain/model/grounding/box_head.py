@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from wholegrain.boxes import xyxy_to_cxcywh
 from wholegrain.errors import ConfigError
 from wholegrain.model.attention import PredictionHead
 from wholegrain.model.config import BoxHeadConfig, ClsBoxHead
@@ -20,6 +21,8 @@ class BoxPrediction(NamedTuple):
     """(T, 4) cxcywh in the unit square."""
     votes: Tensor | None
     """(T, P) log-probabilities over patches, where the head has them."""
+    proposals: Tensor | None
+    """(T, P, 4) cxcywh: the box that each patch would answer."""
     confidence: Tensor | None
     """(T,) in 0..1, where the head has one: the share of the votes that lie inside the box."""
 
@@ -32,16 +35,16 @@ class ClsHead(nn.Module):
         self.mlp = PredictionHead(text_width, 4)
 
     def forward(self, cls: Tensor, patches: Tensor, image: Tensor) -> BoxPrediction:
-        return BoxPrediction(self.mlp(cls).float().sigmoid(), None, None)
+        return BoxPrediction(self.mlp(cls).float().sigmoid(), None, None, None)
 
 
 class PatchHead(nn.Module):
-    """Every patch proposes a box relative to its own place and a score for the text.
+    """Every patch proposes a box around its own place and says how sure it is; the surest answers.
 
-    With ``h_tp = gelu(norm(a(text_t) * b(patch_p) + c(patch_p) + d(text_t)))``, patch p proposes
-    ``box_tp = place_p + W h_tp`` (in logits) with score ``s_tp = v h_tp``, and the answer is
-    ``sum_p softmax(s)_tp box_tp``: differentiable, and far easier to learn from few photos than a
-    box from one vector, because a patch only has to say what it sees.
+    With ``h_tp = gelu(W gelu(norm(a(text_t) * b(patch_p) + c(patch_p) + d(text_t))))``, patch p
+    proposes the distances of the box's four sides from its own centre, ``sigmoid(U h_tp)``, and
+    votes with ``log softmax_p(v h_tp)``. A patch only has to say what it sees around it, which is
+    far easier to learn from few photos than a box from one vector.
     """
 
     def __init__(self, text_width: int, vision_width: int, width: int, grid: tuple[int, int]):
@@ -74,13 +77,15 @@ class PatchHead(nn.Module):
         joint = F.gelu(self.hidden(F.gelu(self.norm(joint)))).float()
         votes = self.score(joint).squeeze(-1).float().log_softmax(dim=-1)
         sides = self.sides(joint).float().sigmoid()  # left, top, right, bottom of the patch centre
-        centre = self.centres.repeat(1, 2)  # (P, 4): x, y, x, y
+        place = torch.cat([self.centres, self.centres], dim=-1)
         sign = sides.new_tensor([-1.0, -1.0, 1.0, 1.0])
-        corners = (votes.exp()[..., None] * (centre + sign * sides)).sum(dim=1)
-        boxes = torch.cat(
-            [(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], dim=-1
-        )
-        return BoxPrediction(boxes, votes, self._confidence(corners, votes))
+        corners = place + sign * sides
+        proposals = xyxy_to_cxcywh(corners)
+        surest = votes.argmax(dim=1)
+        rows = torch.arange(len(votes), device=votes.device)
+        answer = corners[rows, surest]
+        confidence = self._confidence(answer, votes)
+        return BoxPrediction(proposals[rows, surest], votes, proposals, confidence)
 
     def _confidence(self, corners: Tensor, votes: Tensor) -> Tensor:
         low, high = corners[:, None, :2], corners[:, None, 2:]

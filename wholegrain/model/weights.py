@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from wholegrain.errors import ReleaseError
+from wholegrain.errors import CheckpointError
 
 _SHOWN = 4
 
@@ -26,28 +26,29 @@ def save_weights(model: nn.Module, path: Path) -> None:
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Fills the model's parameters and buffers from `path`, exactly.
+    """Fills the model's parameters and buffers from `path`, exactly, or leaves them as they are.
 
     Raises:
-        ReleaseError: not a safetensors file; a tensor is missing, left over, of another shape, or
-            not finite.
+        CheckpointError: not a safetensors file; a tensor is missing, left over, of another shape,
+            or not finite.
     """
     try:
         state = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise ReleaseError(f"{path}: not a safetensors file ({error}); fetch it again") from None
+        raise CheckpointError(
+            f"{path}: not a whole safetensors file ({error}); fetch it again, or remove its folder "
+            "and use an earlier one"
+        ) from None
     expected = distinct(model.state_dict())
     problems = _differences(expected, state)
     if problems:
-        raise ReleaseError(
-            f"{path}: the weights do not fit the model of config.json: {'; '.join(problems)}. "
-            "Take both files from the same release"
+        raise CheckpointError(
+            f"{path}: the weights do not fit the configured model: {'; '.join(problems)}. "
+            "Use the config.json that is stored beside them"
         )
     broken = [name for name, value in state.items() if not _finite(value)]
     if broken:
-        raise ReleaseError(
-            f"{path}: NaN or infinity in {_some(broken)}; release an earlier checkpoint"
-        )
+        raise CheckpointError(f"{path}: NaN or infinity in {_some(broken)}; use an earlier one")
     with torch.no_grad():
         for name, value in state.items():
             expected[name].copy_(value)
