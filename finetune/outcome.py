@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from wholegrain.train.run_folder import environment
 
 MODEL, CONSTANT = "model", "best constant box of the training set"
 NO_PHOTO, NO_WORDS = "same model, photo hidden", "same model, words hidden"
-_CASES = 9  # photos under each heading
+_CASES = 12  # photos under each heading; the page shows six in a row
 
 
 @dataclass(frozen=True)
@@ -144,9 +144,12 @@ def cases_of(split: str, evaluation: Evaluation, corpus: Corpus) -> dict[str, li
     """Photos with predicted and true boxes: an even sample, the best, the worst."""
     overlap = evaluation.iou["merged"]
     order = np.argsort(-overlap, kind="stable")
-    count = min(_CASES, len(order))
-    even = np.linspace(0, len(overlap) - 1, count).astype(int)
-    chosen = {"a sample": even, "best": order[:count], "worst": order[::-1][:count]}
+    even = np.linspace(0, len(overlap) - 1, min(_CASES, len(order))).astype(int)
+    chosen = {
+        "a sample": even.tolist(),
+        "best": _on_distinct_photos(order, evaluation.predictions),
+        "worst": _on_distinct_photos(order[::-1], evaluation.predictions),
+    }
     positions = {corpus.record(index).id: index for index in range(len(corpus))}
 
     def case(index: int) -> Case:
@@ -162,4 +165,14 @@ def cases_of(split: str, evaluation: Evaluation, corpus: Corpus) -> dict[str, li
             caption=f"{one.image}, score {one.score:.2f}",
         )
 
-    return {f"{split}: {name}": [case(int(i)) for i in rows] for name, rows in chosen.items()}
+    return {f"{split}: {name}": [case(i) for i in rows] for name, rows in chosen.items()}
+
+
+def _on_distinct_photos(order: Iterable[int], predictions: Sequence[Prediction]) -> list[int]:
+    """The first of the order, one a photo: a page of one photo's phrases shows little."""
+    chosen: dict[str, int] = {}
+    for index in order:
+        chosen.setdefault(predictions[index].image, int(index))
+        if len(chosen) == _CASES:
+            break
+    return list(chosen.values())

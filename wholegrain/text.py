@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from wholegrain.errors import DataError, TextError
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _DELETED = re.compile(r"[,.'!?\"()*#:;~]")
 _SPACED = re.compile(r"[-/]")
+_MAX_LETTERS = 200  # rarer ones become [UNK] when a vocabulary is learnt
 _MAX_CHARACTERS = 100_000  # far above any caption; bounds the work that one hostile text can cause
 
 
@@ -100,17 +102,24 @@ class Tokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int = 4000) -> Tokenizer:
-        """Learns a WordPiece vocabulary; the same texts in the same order give the same one."""
+        """Learns a WordPiece vocabulary; the same texts give the same one, in every process."""
         backend = _wordpiece({})
+        cleaned = [_cleaned(text) for text in texts]
+        alphabet, continued = _letters(backend, cleaned)
+        # The trainer settles ties by ids, and numbers continued letters in the order of a randomly
+        # seeded hash table. Named as special tokens they have their ids before it looks.
         trainer = trainers.WordPieceTrainer(
             vocab_size=vocab_size,
             min_frequency=2,
-            special_tokens=list(SPECIAL_TOKENS),
-            limit_alphabet=200,
+            special_tokens=[*SPECIAL_TOKENS, *(f"##{letter}" for letter in continued)],
+            initial_alphabet=alphabet,
+            limit_alphabet=len(alphabet),
             show_progress=False,
         )
-        backend.train_from_iterator((_cleaned(text) for text in texts), trainer)
-        return cls(_stable(backend))
+        backend.train_from_iterator(cleaned, trainer)
+        pieces = sorted(set(backend.get_vocab()) - set(SPECIAL_TOKENS))
+        ordered = [*SPECIAL_TOKENS, *pieces]
+        return cls(_wordpiece({piece: index for index, piece in enumerate(ordered)}))
 
     @classmethod
     def from_vocab(cls, path: Path | str) -> Tokenizer:
@@ -168,9 +177,15 @@ def _wordpiece(vocabulary: dict[str, int]) -> _Tokenizer:
     return backend
 
 
-def _stable(backend: _Tokenizer) -> _Tokenizer:
-    # The trainer numbers pieces in an order that may vary between runs of the library, though their
-    # set does not; sorting makes ids, and with them every weight of the embedding, reproducible.
-    pieces = sorted(set(backend.get_vocab()) - set(SPECIAL_TOKENS))
-    ordered = [*SPECIAL_TOKENS, *pieces]
-    return _wordpiece({piece: index for index, piece in enumerate(ordered)})
+def _letters(backend: _Tokenizer, texts: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The most frequent letters, and those of them that occur inside a word; both sorted."""
+    counts: Counter[str] = Counter()
+    inside: set[str] = set()
+    for word, count in Counter(word for text in texts for word in text.split()).items():
+        normal = backend.normalizer.normalize_str(word)
+        for part, _ in backend.pre_tokenizer.pre_tokenize_str(normal):
+            inside.update(part[1:])
+            for letter in part:
+                counts[letter] += count
+    kept = sorted(counts, key=lambda letter: (-counts[letter], letter))[:_MAX_LETTERS]
+    return sorted(kept), sorted(inside.intersection(kept))

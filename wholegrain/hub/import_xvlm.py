@@ -45,7 +45,22 @@ _TEXT_PARTS = {
     "vision_proj": "image_projection",
     "text_proj": "text_projection",
 }
+# timm's names of a Swin or a ViT, which X-VLM shares.
+_TIMM = re.compile(
+    r"^((patch_embed\.(proj|norm)|norm)\.(weight|bias)|cls_token|pos_embed"
+    r"|layers\.\d+\.downsample\.(norm\.(weight|bias)|reduction\.weight)"
+    r"|(layers\.\d+\.)?blocks\.\d+\.("
+    r"(norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)\.(weight|bias)"
+    r"|attn\.relative_position_bias_table))$"
+)
 _SWIN_MERGE = re.compile(r"^layers\.(\d+)\.downsample\.")
+_CLIP_TABLES = {
+    "class_embedding": "cls_token",
+    "pos_embed.weight": "pos_embed",
+    "patch_embed.weight": "patch_embed.proj.weight",
+}
+_CLIP_NORM = re.compile(r"^(pre_layrnorm|post_layernorm)\.(weight|bias)$")
+_CLIP_NORMS = {"pre_layrnorm": "norm_pre", "post_layernorm": "norm"}
 _CLIP_LAYER = re.compile(r"^encoder\.layers\.(\d+)\.(.+)\.(weight|bias)$")
 _CLIP_PARTS = {
     "layer_norm1": "norm1",
@@ -66,7 +81,12 @@ def read_xvlm(path: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for a foreign or damaged file
-        raise CheckpointError(f"{path}: not a checkpoint of tensors ({error})") from error
+        # Its first line alone: the rest advises to read the file without this protection.
+        reason = str(error).partition("\n")[0][:200]
+        raise CheckpointError(
+            f"{path}: not a checkpoint of tensors and plain values ({reason}); nothing of it was "
+            "run. Fetch the file again from where it was published"
+        ) from None
     state = content.get("model", content) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise CheckpointError(f"{path}: holds no state dict under 'model'")
@@ -113,41 +133,56 @@ def _other_name(name: str, fusion_layer: int) -> str:
     head, _, rest = name.partition(".")
     if head in {"itm_head", "bbox_head"}:
         return ("match_head." if head == "itm_head" else "box_head.mlp.") + rest
-    raise CheckpointError(
-        f"tensor {name!r} {'is' if layer is None else 'in a layer is'} not part of a pretraining "
-        "checkpoint of X-VLM; import the file it was finetuned from"
-    )
+    raise CheckpointError(_unknown(name))
 
 
 def _vision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    if "class_embedding" in state:
-        return _clip(state)
-    ours = {}
-    for name, tensor in state.items():
-        if _REDUNDANT.search(name):
-            continue
-        # timm merges patches on entering a stage, X-VLM on leaving one.
-        ours[_SWIN_MERGE.sub(lambda m: f"layers.{int(m.group(1)) + 1}.downsample.", name)] = tensor
-    return ours
+    named = {name: tensor for name, tensor in state.items() if not _REDUNDANT.search(name)}
+    if any(_is_clip(name) for name in named):
+        return _clip(named)
+    for name in named:
+        if not _TIMM.match(name):
+            raise CheckpointError(_unknown(f"vision_encoder.{name}"))
+    # timm merges patches on entering a stage, X-VLM on leaving one.
+    return {
+        _SWIN_MERGE.sub(lambda m: f"layers.{int(m.group(1)) + 1}.downsample.", name): tensor
+        for name, tensor in named.items()
+    }
+
+
+def _is_clip(name: str) -> bool:
+    return name in _CLIP_TABLES or bool(_CLIP_NORM.match(name) or _CLIP_LAYER.match(name))
 
 
 def _clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    ours = {
-        "cls_token": state["class_embedding"].reshape(1, 1, -1),
-        "pos_embed": state["pos_embed.weight"][None],
-        "patch_embed.proj.weight": state["patch_embed.weight"],
-    }
-    for kind in ("weight", "bias"):
-        ours[f"norm_pre.{kind}"] = state[f"pre_layrnorm.{kind}"]
-        ours[f"norm.{kind}"] = state[f"post_layernorm.{kind}"]
+    ours = {}
     for name, tensor in state.items():
-        layer = _CLIP_LAYER.match(name)
-        if not layer:
-            continue
-        index, part, kind = layer.groups()
-        if part in _CLIP_PARTS:
+        norm, layer = _CLIP_NORM.match(name), _CLIP_LAYER.match(name)
+        if name in _CLIP_TABLES:
+            # timm's class token and positions carry a batch axis.
+            lead = {"cls_token": (1, 1), "pos_embed": (1,)}.get(_CLIP_TABLES[name], ())
+            ours[_CLIP_TABLES[name]] = tensor.reshape(*lead, *tensor.shape)
+        elif norm:
+            ours[f"{_CLIP_NORMS[norm.group(1)]}.{norm.group(2)}"] = tensor
+        elif layer and layer.group(2) in _CLIP_PARTS:
+            index, part, kind = layer.groups()
             ours[f"blocks.{index}.{_CLIP_PARTS[part]}.{kind}"] = tensor
-        elif part == _CLIP_QKV[0]:
-            qkv = [state[f"encoder.layers.{index}.{each}.{kind}"] for each in _CLIP_QKV]
-            ours[f"blocks.{index}.attn.qkv.{kind}"] = torch.cat(qkv)
+        elif layer and layer.group(2) in _CLIP_QKV:
+            index, _, kind = layer.groups()
+            parts = [f"encoder.layers.{index}.{each}.{kind}" for each in _CLIP_QKV]
+            missing = [part for part in parts if part not in state]
+            if missing:
+                raise CheckpointError(
+                    f"tensor 'vision_encoder.{missing[0]}' is missing; fetch the file again"
+                )
+            ours[f"blocks.{index}.attn.qkv.{kind}"] = torch.cat([state[part] for part in parts])
+        else:
+            raise CheckpointError(_unknown(f"vision_encoder.{name}"))
     return ours
+
+
+def _unknown(name: str) -> str:
+    return (
+        f"tensor {name!r} is not part of a pretraining checkpoint of X-VLM; import the file it was "
+        "finetuned from"
+    )

@@ -151,7 +151,7 @@ class ClsBoxHead:
 
 @config
 class PatchBoxHead:
-    """Every patch proposes a box and votes; the surest patch answers."""
+    """Every patch proposes a box and votes; the proposal that most of the votes overlap answers."""
 
     kind: Literal["patch"] = "patch"
     width: int = Field(default=256, gt=0)

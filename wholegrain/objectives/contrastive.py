@@ -49,6 +49,8 @@ def gather_rows(rows: Tensor, capacity: int | None) -> Tensor:
     _, size = world()
     if size == 1 or capacity is None:
         return rows
+    if len(rows) > capacity:
+        raise ValueError(f"{len(rows)} concepts exceed the capacity of {capacity}")
     padding = rows.new_zeros(capacity - len(rows), *rows.shape[1:])
     padded = torch.cat([rows, padding])
     gathered: Tensor = _Gather.apply(padded) if padded.is_floating_point() else _plain(padded)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from wholegrain.errors import ConfigError
 from wholegrain.model.adapters.condition import Condition, mean_text
-from wholegrain.model.adapters.places import class_and_grid, swin_grid, swin_windows
+from wholegrain.model.adapters.places import Places, swin_grid, swin_windows
 from wholegrain.model.adapters.sites import ConditionalBlock, ConditionalLinear, SpreadingBlock
 from wholegrain.model.config import MmcaConfig
 from wholegrain.model.vision import SwinEncoder, TimmEncoder, VisionEncoder, VitEncoder
@@ -91,15 +91,16 @@ def _attach_to_block(
     shared: Condition,
 ) -> list[nn.Module]:
     windowed = isinstance(vision, SwinEncoder)
+    of_vit = Places(vision.grid, class_token=True)
     adapted: list[nn.Module] = []
     projections = tuple(site for site in config.sites if site != "mlp")
     if projections:
-        places = swin_windows(block) if windowed else class_and_grid(vision.grid)
+        places = swin_windows(block) if windowed else of_vit
         host = block.attn.qkv
         block.attn.qkv = ConditionalLinear(host, projections, text_width, config, shared, places)
         adapted.append(block.attn.qkv)
     if "mlp" in config.sites:
-        places = swin_grid(block) if windowed else class_and_grid(vision.grid)
+        places = swin_grid(block) if windowed else of_vit
         host = block.mlp.fc1
         block.mlp.fc1 = ConditionalLinear(host, ("mlp",), text_width, config, shared, places)
         adapted.append(block.mlp.fc1)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,29 +45,15 @@ class Places:
         return windows.transpose(2, 3).flatten(1)
 
 
-PlacesOf = Callable[[], Places]
-"""Asked at each pass, because a block may be told of another image size."""
-
-
-def swin_windows(block: nn.Module) -> PlacesOf:
+def swin_windows(block: Any) -> Places:
     """The places inside the attention of one of timm's Swin blocks."""
-    return lambda: Places(
-        grid=_pair(block.input_resolution),
-        window=_pair(block.window_size),
-        shift=_pair(block.shift_size),
+    return Places(
+        grid=tuple(block.input_resolution),
+        window=tuple(block.window_size),
+        shift=tuple(block.shift_size),
     )
 
 
-def swin_grid(block: nn.Module) -> PlacesOf:
+def swin_grid(block: Any) -> Places:
     """The places inside the MLP of one of timm's Swin blocks."""
-    return lambda: Places(grid=_pair(block.input_resolution))
-
-
-def class_and_grid(grid: tuple[int, int]) -> PlacesOf:
-    """The places of a ViT: a class token, then patches."""
-    return lambda: Places(grid=grid, class_token=True)
-
-
-def _pair(value: object) -> tuple[int, int]:
-    rows, columns = value  # type: ignore[misc]
-    return int(rows), int(columns)
+    return Places(grid=tuple(block.input_resolution))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from wholegrain.model.adapters.condition import Coefficients, Condition
-from wholegrain.model.adapters.places import Places, PlacesOf
+from wholegrain.model.adapters.places import Places
 from wholegrain.model.config import MmcaConfig
 
 _THIRDS = {"query": 0, "key": 1, "value": 2}  # order inside a fused qkv projection
@@ -41,7 +41,7 @@ class ConditionalLinear(nn.Module):
         text_width: int,
         config: MmcaConfig,
         shared: Condition,
-        places: PlacesOf,
+        places: Places,
     ) -> None:
         super().__init__()
         self.host, self.shared, self.places = host, shared, places
@@ -61,7 +61,7 @@ class ConditionalLinear(nn.Module):
         if text is None:
             return output
         tokens = inputs.reshape(len(text), -1, inputs.shape[-1])
-        share = self.shared.weights(self.places())
+        share = self.shared.weights(self.places)
         for site, module in self.updates.items():
             update = module(tokens, text, share).reshape(*inputs.shape[:-1], -1)
             if site in _THIRDS:

@@ -1,0 +1,49 @@
+"""The command line that the stages share."""
+
+from pathlib import Path
+
+import pytest
+
+from wholegrain.errors import ConfigError
+from wholegrain.train.command import parse_command
+from wholegrain.train.config import RunConfig
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text("steps: 5\nseed: 3\n")
+    return path
+
+
+def test_flags_and_overrides_in_any_order(file: Path) -> None:
+    given = ["--steps=7", "--config", str(file), "--dry-run", "--precision=bf16"]
+    command = parse_command("python -m x", "About.", RunConfig, given)
+    assert command.config == RunConfig(steps=7, seed=3, precision="bf16")
+    assert command.dry_run
+    assert not command.print_config
+    assert command.line == f"python -m x --steps=7 --config {file} --dry-run --precision=bf16"
+
+
+@pytest.mark.parametrize("word", ["steps=7", "--steps", "-x", "--dry"])
+def test_what_is_neither_flag_nor_override_is_an_error(file: Path, word: str) -> None:
+    with pytest.raises(ConfigError, match=rf"'{word}' is not understood; write --section\.key="):
+        parse_command("x", "About.", RunConfig, ["--config", str(file), word])
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("--stepz=7", "unknown key 'stepz'; did you mean 'steps'"),
+        ("--steps=many", "'steps' is 'many'"),
+        ("--steps=0", "'steps' is 0"),
+        ("--batch_size=9 ", None),
+    ],
+)
+def test_wrong_values_name_the_key(file: Path, word: str, message: str | None) -> None:
+    given = ["--config", str(file), word]
+    if message is None:
+        assert parse_command("x", "About.", RunConfig, given).config.batch_size == 9
+        return
+    with pytest.raises(ConfigError, match=message):
+        parse_command("x", "About.", RunConfig, given)

@@ -1,0 +1,169 @@
+"""Groups, rates, and updates that wait for no host."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from wholegrain.train.config import OptimConfig
+from wholegrain.train.optim import Optimizer, learning_rate, parameter_groups
+
+
+class Named(nn.Module):
+    """One parameter of each kind that the groups tell apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Linear(3, 3)
+        self.norm = nn.LayerNorm(3)
+        self.cross_attention = nn.Linear(3, 3)
+        self.match_head = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))
+        self.temperature = nn.Parameter(torch.tensor(0.07))
+        self.relative_position_bias_table = nn.Parameter(torch.zeros(5, 2))
+        self.adapter = nn.Linear(3, 3)
+        self.frozen = nn.Linear(3, 3).requires_grad_(False)
+
+
+OPTIM = OptimConfig(lr=1.0, new_lr_factor=2.0, adapter_lr_factor=5.0, weight_decay=0.1, warmup=4)
+
+
+def grouped(optim: OptimConfig) -> dict[tuple[float, float], set[str]]:
+    model = Named()
+    groups = parameter_groups(model, optim, model.adapter.parameters())
+    return {(g["factor"], g["weight_decay"]): set(g["names"]) for g in groups}
+
+
+def test_groups_by_decay_and_rate() -> None:
+    assert grouped(OPTIM) == {
+        (1.0, 0.1): {"encoder.weight"},
+        (1.0, 0.0): {
+            "encoder.bias",
+            "norm.weight",
+            "norm.bias",
+            "relative_position_bias_table",
+        },
+        (2.0, 0.1): {"cross_attention.weight", "match_head.0.weight"},
+        (2.0, 0.0): {
+            "cross_attention.bias",
+            "match_head.0.bias",
+            "match_head.1.weight",
+            "match_head.1.bias",
+            "temperature",
+        },
+        (5.0, 0.1): {"adapter.weight"},
+        (5.0, 0.0): {"adapter.bias"},
+    }
+
+
+def test_xvlm_lets_temperature_and_head_norms_decay() -> None:
+    import dataclasses
+
+    decayed = grouped(dataclasses.replace(OPTIM, recipe="xvlm"))[2.0, 0.1]
+    assert decayed - grouped(OPTIM)[2.0, 0.1] == {"temperature", "match_head.1.weight"}
+
+
+def rates(steps: int, **changes: object) -> list[float]:
+    optim = OptimConfig(**({"lr": 1.0, "warmup": 0.2} | changes))
+    return [learning_rate(optim, step, steps) for step in range(steps)]
+
+
+def test_schedules_by_hand() -> None:
+    linear = rates(10)
+    assert linear == pytest.approx([0, 0.5, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8])
+    assert rates(10, warmup=2) == linear
+    cosine = rates(10, schedule="cosine")
+    assert cosine[:3] == pytest.approx([0, 0.5, 1])
+    assert cosine[6] == pytest.approx(0.5)
+    assert cosine[9] == pytest.approx(0.5 * (1 + math.cos(math.pi * 7 / 8)))
+    assert rates(10, schedule="constant") == pytest.approx([0, 0.5, *[1] * 8])
+    assert rates(4, warmup=0) == pytest.approx([1, 0.75, 0.5, 0.25])
+    # A warm-up longer than the run never ends.
+    assert rates(4, warmup=8) == pytest.approx([0, 1 / 8, 2 / 8, 3 / 8])
+
+
+def test_every_group_follows_the_schedule() -> None:
+    model = Named()
+    optimizer = Optimizer(model, OPTIM, steps=12, adapters=model.adapter.parameters())
+    assert optimizer.begin_step(2) == pytest.approx(0.5)
+    found = {round(g["factor"]): g["lr"] for g in optimizer.adamw.param_groups}
+    assert found == pytest.approx({1: 0.5, 2: 1.0, 5: 2.5})
+
+
+def one_step(gradient: Tensor, **changes: object) -> tuple[Tensor, Tensor, Tensor]:
+    """Weight after one AdamW step from ones with the gradient, and what `step` returned."""
+    model = nn.Linear(len(gradient), 1, bias=False)
+    nn.init.ones_(model.weight)
+    settings = {"lr": 0.1, "warmup": 0, "weight_decay": 0.0, "schedule": "constant", **changes}
+    optimizer = Optimizer(model, OptimConfig(**settings), steps=10)
+    optimizer.begin_step(0)
+    model.weight.grad = gradient[None].clone()
+    norm, skipped = optimizer.step()
+    assert model.weight.grad is None
+    return model.weight.detach()[0], norm, skipped
+
+
+def test_an_update_by_hand() -> None:
+    weight, norm, skipped = one_step(torch.tensor([3.0, -4.0]), clip_norm=1e9)
+    assert norm.item() == 5.0
+    assert skipped.item() == 0.0
+    # At the first step the moments' corrections cancel: lr * sign(gradient).
+    torch.testing.assert_close(weight, torch.tensor([0.9, 1.1]))
+    decayed, _, _ = one_step(torch.tensor([3.0, -4.0]), weight_decay=0.5)
+    torch.testing.assert_close(decayed, torch.tensor([0.85, 1.05]))
+
+
+def test_clipping_scales_to_the_largest_norm() -> None:
+    # A huge epsilon makes the first update proportional to the gradient: lr g / (|g| + eps).
+    free, _, _ = one_step(torch.tensor([3.0, -4.0]), clip_norm=1e9, eps=1e3)
+    clipped, norm, _ = one_step(torch.tensor([3.0, -4.0]), clip_norm=1.0, eps=1e3)
+    assert norm.item() == 5.0
+    torch.testing.assert_close((1 - free) / (1 - clipped), torch.tensor([5.0, 5.0]), rtol=0.01, atol=0)
+
+
+def test_xvlm_adds_epsilon_before_the_correction() -> None:
+    gradient, eps = torch.tensor([1e-3]), 1e-4
+    weight, _, _ = one_step(gradient, recipe="xvlm", eps=eps)
+    first, second = 0.1 * gradient, 0.02 * gradient.square()
+    expected = 1 - 0.1 * (math.sqrt(0.02) / 0.1) * first / (second.sqrt() + eps)
+    torch.testing.assert_close(weight, expected, rtol=1e-5, atol=0)
+    plain, _, _ = one_step(gradient, eps=eps)
+    assert abs(plain - weight).item() > 1e-3
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_gradients_that_are_not_finite_change_nothing(value: float) -> None:
+    weight, _, skipped = one_step(torch.tensor([1.0, value]))
+    assert skipped.item() == 1.0
+    assert weight.tolist() == [1.0, 1.0]
+
+
+def test_a_lost_step_does_not_count_for_the_moments() -> None:
+    def after(gradients: list[list[float]]) -> Tensor:
+        model = nn.Linear(2, 1, bias=False)
+        nn.init.ones_(model.weight)
+        optim = OptimConfig(lr=0.1, warmup=0, schedule="constant")
+        optimizer = Optimizer(model, optim, steps=10)
+        for step, gradient in enumerate(gradients):
+            optimizer.begin_step(step)
+            model.weight.grad = torch.tensor([gradient])
+            optimizer.step()
+        return model.weight.detach()
+
+    good = [[1.0, -2.0], [0.5, 0.1]]
+    assert torch.equal(after([good[0], [float("nan"), 0.0], good[1]]), after(good))
+
+
+def test_statistics_of_a_lost_step_are_put_back() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 1))
+    optimizer = Optimizer(model, OptimConfig(), steps=10)
+    lost = []
+    for step, scale in enumerate([1.0, float("nan"), float("nan"), 2.0]):
+        optimizer.begin_step(step)
+        before = model[0].running_mean.clone()
+        model(scale * torch.tensor([[0.0, 1.0], [2.0, 5.0]])).sum().backward()
+        optimizer.step()
+        assert torch.equal(model[0].running_mean, before) == math.isnan(scale)
+        assert torch.isfinite(model[0].running_var).all()
+        lost.append(int(optimizer.lost_in_a_row))
+    assert lost == [0, 1, 2, 0]
