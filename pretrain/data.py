@@ -47,13 +47,15 @@ class PretrainData:
         )
         return map(mark_hidden, stream)
 
-    def validation_stream(self, rank: int, world: int) -> Iterator[ConceptBatch]:
+    def validation_stream(
+        self, rank: int, world: int, batch_size: int = 32
+    ) -> Iterator[ConceptBatch]:
         """Validation batches of a rank; the same whatever the number of ranks."""
         if self.validation is None:
             return iter(())
         stream = EvalStream(
             self.validation,
-            batch_size=32,
+            batch_size=batch_size,
             tokenizer=self.tokenizer,
             resolution=self.config.model.vision.image_size,
             sampling=_sampling(self.config.data),

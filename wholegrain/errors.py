@@ -6,6 +6,7 @@ traceback, because a traceback of ours tells the user nothing about their file.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -65,6 +66,10 @@ def run_cli(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | N
     except WholegrainError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        # The reader of our output (`| head`) has what it wanted; nothing is left to say to it.
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  closed by the interpreter's exit
+        return 0
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

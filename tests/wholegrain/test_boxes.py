@@ -162,9 +162,7 @@ def published_mask(x: float, y: float, w: float, h: float, side: int, patch: int
 
 
 @settings(max_examples=150, deadline=None)
-@given(
-    x=st.integers(0, 223), y=st.integers(0, 223), w=st.integers(1, 224), h=st.integers(1, 224)
-)
+@given(x=st.integers(0, 223), y=st.integers(0, 223), w=st.integers(1, 224), h=st.integers(1, 224))
 def test_box_mask_is_the_published_rule(x: int, y: int, w: int, h: int) -> None:
     w, h = min(w, 224 - x), min(h, 224 - y)
     centre = B.xyxy_to_cxcywh(torch.tensor([[x, y, x + w, y + h]]).float() / 224)

@@ -1,0 +1,52 @@
+"""Answers every expression of a corpus with a release.
+
+    python -m finetune.predict --model RELEASE --corpus DIR [--split S] [--out predictions.jsonl]
+
+The file that it writes is what ``python -m finetune.evaluate`` reads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from wholegrain.errors import run_cli
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Evaluates a release; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m finetune.predict", description=__doc__)
+    parser.add_argument("--model", type=Path, required=True, help="release folder")
+    parser.add_argument("--corpus", type=Path, required=True, help="folder of shards")
+    parser.add_argument("--split", help="which split; by default all samples")
+    parser.add_argument("--grain", choices=("region", "object"), default="region")
+    parser.add_argument("--out", type=Path, help="where to write predictions.jsonl")
+    arguments = parser.parse_args(argv)
+
+    from finetune.evaluation import evaluate
+    from finetune.grounding import predictor
+    from wholegrain.data.corpus import Corpus
+    from wholegrain.predict import load
+
+    corpus = Corpus.open(arguments.corpus)
+    if arguments.split is not None:
+        corpus = corpus.select(arguments.split)
+    grounder = load(arguments.model)
+    model = grounder.model
+    predict = predictor(model, grounder.tokenizer, grounder.max_tokens, grounder.device)
+    evaluation = evaluate(
+        predict,
+        corpus,
+        resolution=model.config.vision.image_size,
+        grains=(arguments.grain,),
+    )
+    print(evaluation.table())
+    if arguments.out is not None:
+        print(evaluation.write(arguments.out))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main))
