@@ -40,7 +40,7 @@ _TOLERANCE = 1e-9
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The program; returns its exit status."""
-    options = _parser().parse_args(argv)
+    options = build_parser().parse_args(argv)
     if options.resamples < 1:
         raise ConfigError(f"--resamples is {options.resamples}; it must be 1 or more")
     expressions = None
@@ -139,7 +139,8 @@ def _check_stored(answers: Sequence[Answer], evaluation: Evaluation) -> None:
                 raise answer.fields.error(key, stored, remedy)
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m finetune.evaluate", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("predictions", nargs="?", type=Path, help="one JSON line an expression")

@@ -15,15 +15,20 @@ from pathlib import Path
 from wholegrain.errors import run_cli
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Evaluates a release; returns the exit status."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m finetune.predict", description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="release folder")
     parser.add_argument("--corpus", type=Path, required=True, help="folder of shards")
     parser.add_argument("--split", help="which split; by default all samples")
     parser.add_argument("--grain", choices=("region", "object"), default="region")
     parser.add_argument("--out", type=Path, help="where to write predictions.jsonl")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Evaluates a release; returns the exit status."""
+    arguments = build_parser().parse_args(argv)
 
     from finetune.evaluation import evaluate
     from finetune.grounding import predictor

@@ -1,6 +1,7 @@
 """Fixtures that every test may use."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -116,6 +117,37 @@ def tiny_finetune(tiny_corpora: TinyCorpora, tiny_model: dict[str, Any]) -> dict
         "optim": {"lr": 1.0e-3, "warmup": 1},
         "run": {"steps": 3, "batch_size": 4, "log_every": 1},
     }
+
+
+@dataclass(frozen=True)
+class TinyRun:
+    """A finished run, in which nobody writes."""
+
+    config: Path
+    out: Path
+
+    def copy_to(self, out: Path) -> Path:
+        """A copy that a test may change."""
+        shutil.copytree(self.out, out)
+        return out
+
+
+@pytest.fixture(scope="session")
+def pretrained(
+    tmp_path_factory: pytest.TempPathFactory, tiny_pretrain: dict[str, Any]
+) -> TinyRun:
+    """`tiny_pretrain` run to its end in this process."""
+    import torch
+
+    from pretrain.__main__ import main
+
+    # As the processes that tests start: sums in another order would differ in the last bit.
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("pretrained")
+    config, out = folder / "config.yaml", folder / "run"
+    config.write_text(yaml.safe_dump({**tiny_pretrain, "out": str(out)}))
+    assert main(["--config", str(config)]) == 0
+    return TinyRun(config, out)
 
 
 Settings = dict[str, Any]

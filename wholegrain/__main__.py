@@ -23,7 +23,7 @@ _PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; returns the exit status."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    arguments = _parser().parse_args(argv)
+    arguments = build_parser().parse_args(argv)
     verb = {"ground": ground, "info": info}[arguments.verb]
     return verb(arguments)
 
@@ -89,7 +89,8 @@ def info(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m wholegrain", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     one = verbs.add_parser("ground", help="find expressions in a photo")

@@ -67,7 +67,8 @@ def fit(stage: Stage, run: RunConfig, optim: OptimConfig, engine: Engine, out: P
         WholegrainError: too many non-finite steps in a row.
     """
     optimizer = Optimizer(stage.module, optim, run.steps, stage.adapters)
-    stage.module.to(engine.device)
+    # A model that comes from a release is in evaluation mode.
+    stage.module.train().to(engine.device)
     averages, speed = Averages(), Throughput()
     start = _resume(stage, optimizer, averages, out)
     wrapped = engine.wrap(stage.module)
@@ -109,7 +110,7 @@ def fit(stage: Stage, run: RunConfig, optim: OptimConfig, engine: Engine, out: P
 def timed_steps(stage: Stage, run: RunConfig, optim: OptimConfig, engine: Engine) -> str:
     """Takes a few real steps, keeps nothing, and says what the run will be."""
     optimizer = Optimizer(stage.module, optim, run.steps, stage.adapters)
-    wrapped = engine.wrap(stage.module.to(engine.device))
+    wrapped = engine.wrap(stage.module.train().to(engine.device))
     parts = iter(stage.batches(0, _TIMED * run.accumulation))
     times: list[float] = []
     losses: dict[str, Tensor] = {}

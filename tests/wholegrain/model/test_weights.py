@@ -53,7 +53,12 @@ def test_weights_must_fit_both_ways_and_nothing_is_half_loaded(tmp_path: Path) -
     before = model.embedding.weight.clone()
     with pytest.raises(CheckpointError) as caught:
         load_weights(model, tmp_path / "w")
-    for part in (str(tmp_path / "w"), "missing small", "not in the model stray", "norm.bias is (7,)"):
+    for part in (
+        str(tmp_path / "w"),
+        "missing small",
+        "not in the model stray",
+        "norm.bias is (7,)",
+    ):
         assert part in str(caught.value)
     assert torch.equal(model.embedding.weight, before)
 

@@ -227,6 +227,19 @@ def test_validation_does_not_change_what_is_learnt(toy: Toy) -> None:
     assert_same_weights(plain.fit()[1], measured.fit()[1])
 
 
+def test_a_model_in_evaluation_mode_is_trained_all_the_same(toy: Toy) -> None:
+    plain, released = toy("plain"), toy("released")
+    original = released.stage
+
+    def stage() -> Any:
+        made = original()
+        made.module.eval()
+        return made
+
+    released.stage = stage
+    assert_same_weights(plain.fit()[1], released.fit()[1])
+
+
 def test_timed_steps_say_what_the_run_will_be(toy: Toy) -> None:
     run = toy()
     text = timed_steps(run.stage(), run.run, run.optim, Engine(run.run))

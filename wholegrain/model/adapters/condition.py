@@ -49,14 +49,19 @@ class Coefficients(nn.Module):
     def __init__(self, width: int, text_width: int, config: MmcaConfig) -> None:
         super().__init__()
         self.condition = config.condition
-        self.text = nn.Linear(text_width, config.embed_dim, bias=False)
-        self.image = nn.Linear(width, config.embed_dim, bias=False)
-        self.gate = nn.Sequential(
-            nn.Linear(config.embed_dim, config.gate_dim),
-            nn.ReLU(),
-            nn.Linear(config.gate_dim, config.embed_dim),
-            nn.Sigmoid(),
-        )
+        # An ablation is built without what it leaves out: on several ranks every parameter that
+        # learns must take part in each step.
+        if config.condition != "image":
+            self.text = nn.Linear(text_width, config.embed_dim, bias=False)
+        if config.condition != "text":
+            self.image = nn.Linear(width, config.embed_dim, bias=False)
+        if config.condition == "both":
+            self.gate = nn.Sequential(
+                nn.Linear(config.embed_dim, config.gate_dim),
+                nn.ReLU(),
+                nn.Linear(config.gate_dim, config.embed_dim),
+                nn.Sigmoid(),
+            )
         self.weights = nn.Linear(config.embed_dim, config.rank)
         nn.init.zeros_(self.weights.weight)
         nn.init.ones_(self.weights.bias)
@@ -69,18 +74,21 @@ class Coefficients(nn.Module):
             text: (T, D) mean text states.
             share: (T, N) how much of each place is photo; None counts all alike.
         """
+        if self.condition == "text":
+            words: Tensor = self.text(text)
+            return words
         # The mean comes before Wv: the projection is linear, so only the cost changes.
         if share is None:
             pooled = states.mean(dim=1)
         else:
             share = share.to(states.dtype)[..., None]
             pooled = (states * share).sum(dim=1) / share.sum(dim=1)
-        vision, words = self.image(pooled), self.text(text)
-        if self.condition == "text":
-            return words
+        vision: Tensor = self.image(pooled)
         if self.condition == "image":
             return vision
-        return words + self.gate(words + vision) * vision
+        words = self.text(text)
+        gated: Tensor = words + self.gate(words + vision) * vision
+        return gated
 
     def forward(self, states: Tensor, text: Tensor, share: Tensor | None) -> Tensor:
         """Coefficients (T, rank)."""

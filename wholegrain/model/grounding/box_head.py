@@ -81,7 +81,7 @@ class PatchHead(nn.Module):
         scale, shift = self.text(cls).chunk(2, dim=-1)
         gain, content = self.patch(patches).chunk(2, dim=-1)
         joint = gain[image] * scale[:, None] + content[image] + shift[:, None]
-        joint = F.gelu(self.hidden(F.gelu(self.norm(joint)))).float()
+        joint = F.gelu(self.hidden(F.gelu(self.norm(joint))))
         votes = self.score(joint).squeeze(-1).float().log_softmax(dim=-1)
         sides = self.sides(joint).float().sigmoid()  # left, top, right, bottom of the patch centre
         place = torch.cat([self.centres, self.centres], dim=-1)

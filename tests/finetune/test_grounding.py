@@ -1,0 +1,136 @@
+"""The box loss over expressions, and the model as evaluation sees it."""
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from finetune.config import BoxLossConfig, FinetuneConfig
+from finetune.evaluation import load_batch
+from finetune.grounding import GroundingModule, predictor, training_stream
+from finetune.samples import corpus_expressions
+from finetune.start import starting_model
+from wholegrain.config import from_dict
+from wholegrain.data.corpus import Corpus
+from wholegrain.data.decode import decode_image
+from wholegrain.model.multigrain import MultiGrainModel
+from wholegrain.predict import Grounder
+from wholegrain.text import Tokenizer
+
+Settings = dict[str, Any]
+Started = tuple[FinetuneConfig, Corpus, MultiGrainModel, Tokenizer]
+VISION = {
+    "vit": {"kind": "vit", "image_size": 32, "patch_size": 8, "width": 24, "depth": 2, "heads": 2},
+    "swin": {
+        "kind": "swin",
+        "image_size": 64,
+        "embed_dim": 8,
+        "depths": [1, 1, 1, 1],
+        "heads": [1, 1, 2, 2],
+        "window": 2,
+    },
+}
+
+
+def started(settings: Settings, **changes: Any) -> Started:
+    config = from_dict(FinetuneConfig, copy.deepcopy(settings) | changes)
+    corpus = Corpus.open(config.data.train.path).select("train")
+    return config, corpus, *starting_model(config, corpus)
+
+
+def forward(given: Started) -> tuple[GroundingModule, dict[str, torch.Tensor]]:
+    config, corpus, model, tokenizer = given
+    module = GroundingModule(model, config.loss).train()
+    (batch,) = training_stream(config, corpus, model, tokenizer)(0, 1, 0, 1)
+    return module, module(batch)
+
+
+@pytest.mark.parametrize("vision", [None, "vit", "swin"])
+@pytest.mark.parametrize("head", ["cls", "patch"])
+@pytest.mark.parametrize("condition", [None, "both", "text", "image"])
+@pytest.mark.parametrize("train_host", [True, False])
+def test_all_that_learns_takes_part(
+    tiny_finetune: Settings, vision: str | None, head: str, condition: str | None, train_host: bool
+) -> None:
+    # On several ranks a parameter without a gradient would stop the run at its second step.
+    model = tiny_finetune["model"] | ({"vision": VISION[vision]} if vision else {})
+    adapter = {"rank": 4, "embed_dim": 8, "gate_dim": 4, "blocks": 1, "condition": condition}
+    if vision == "swin" and head == "patch":
+        model = model | {"vision": VISION["swin"] | {"image_size": 128, "window": 4}}
+    module, losses = forward(
+        started(
+            tiny_finetune,
+            model=model,
+            box_head={"kind": head},
+            adapter=adapter if condition else None,
+            train_host=train_host,
+        )
+    )
+    losses["loss"].backward()
+    idle = [n for n, p in module.named_parameters() if p.requires_grad and p.grad is None]
+    assert idle == []
+    asleep = [n for n, p in module.named_parameters() if not p.requires_grad and p.grad is not None]
+    assert asleep == []
+
+
+def test_the_loss_is_the_weighted_sum_of_its_terms(tiny_finetune: Settings) -> None:
+    given = started(tiny_finetune, loss={"l1": 2.0, "giou": 3.0, "vote": 0.25})
+    torch.manual_seed(0)
+    _, losses = forward(given)
+    assert set(losses) == {"box_l1", "box_giou", "box_vote", "acc@0.5", "loss"}
+    expected = 2 * losses["box_l1"] + 3 * losses["box_giou"] + 0.25 * losses["box_vote"]
+    torch.testing.assert_close(losses["loss"], expected)
+    assert 0 <= losses["acc@0.5"] <= 1
+
+
+def test_a_frozen_norm_keeps_its_statistics(tiny_finetune: Settings) -> None:
+    def statistics(train_host: bool) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        given = started(tiny_finetune, train_host=train_host)
+        named = dict(given[2].named_buffers())
+        before = {name: value.clone() for name, value in named.items() if "running" in name}
+        forward(given)
+        return before, {name: named[name] for name in before}
+
+    before, after = statistics(train_host=False)
+    assert before
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    before, after = statistics(train_host=True)
+    assert not any(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_batches_hold_expressions_of_regions_alone(tiny_finetune: Settings) -> None:
+    config, corpus, model, tokenizer = started(tiny_finetune)
+    stream = training_stream(config, corpus, model, tokenizer)
+    whole = list(stream(0, 3, 0, 1))
+    for batch in whole:
+        assert batch.num_images == 4
+        assert batch.images.shape[-1] == 64
+        assert set(batch.grain.tolist()) == {1}
+        assert np.bincount(batch.concept_image.tolist()).max() <= 3
+    halves = [list(stream(0, 3, rank, 2)) for rank in range(2)]
+    for batch, first, second in zip(whole, *halves, strict=True):
+        assert batch.sample_ids == first.sample_ids + second.sample_ids
+        assert torch.equal(batch.concept_box, torch.cat([first.concept_box, second.concept_box]))
+
+
+def test_evaluation_and_use_give_the_same_boxes(tiny_finetune: Settings) -> None:
+    config, corpus, model, tokenizer = started(tiny_finetune)
+    expressions = corpus_expressions(corpus)[:6]
+    batch = load_batch(corpus, expressions, 64)
+    model.train()
+    predict = predictor(model, tokenizer, config.data.max_tokens, torch.device("cpu"))
+    with torch.inference_mode():
+        boxes, scores = predict(batch)
+    assert not model.training
+    grounder = Grounder(model, tokenizer, max_tokens=config.data.max_tokens)
+    for one, box, score in zip(expressions, boxes.tolist(), scores.tolist(), strict=True):
+        photo = decode_image(corpus.image_bytes(one.record), one.image).pixels
+        (found,) = grounder.ground(photo, [one.text])
+        assert found.box == pytest.approx(box, abs=1e-3)
+        assert found.score == pytest.approx(score, abs=1e-5)
+
+
+def test_weights_have_defaults_that_learn() -> None:
+    assert min(BoxLossConfig().l1, BoxLossConfig().giou) > 0

@@ -1,0 +1,64 @@
+"""Every shipped YAML loads with its class, and what is printed of it loads again."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from finetune.config import FinetuneConfig
+from finetune.refcoco import main as finetune
+from pretrain.__main__ import main as pretrain
+from pretrain.config import PretrainConfig
+from wholegrain.config import from_dict, load_config
+from wholegrain.model.config import ModelConfig
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+STAGES = {"pretrain": (PretrainConfig, pretrain), "finetune": (FinetuneConfig, finetune)}
+FILES = sorted(CONFIGS.rglob("*.yaml"))
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(CONFIGS))
+
+
+def test_every_folder_has_a_class() -> None:
+    folders = {path.relative_to(CONFIGS).parts[0] for path in FILES}
+    assert folders <= {*STAGES, "model"}, "say below how these are to be tested"
+    assert set(STAGES) <= folders
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.parent.name in STAGES], ids=name)
+def test_a_stage_loads_and_prints_itself(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cls, main = STAGES[path.parent.name]
+    config = load_config(cls, path)
+    assert main(["--config", str(path), "--print-config"]) == 0
+    printed = tmp_path / "printed.yaml"
+    printed.write_text(capsys.readouterr().out)
+    assert load_config(cls, printed) == config
+    # Two runs must not write into one folder by accident.
+    others = [p for p in FILES if p.parent.name in STAGES and p != path]
+    assert config.out not in {load_config(STAGES[p.parent.name][0], p).out for p in others}
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.parent.name == "model"], ids=name)
+def test_a_model_loads(path: Path) -> None:
+    values = yaml.safe_load(path.read_text())
+    assert list(values) == ["model"]
+    config = from_dict(ModelConfig, values["model"], where=str(path))
+    sizes = {"tiny": ModelConfig.tiny, "base": ModelConfig.base}
+    if path.stem in sizes:
+        expected = sizes[path.stem]()
+        assert config.vision == expected.vision
+        assert config.box_head == expected.box_head
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.parent.name in STAGES], ids=name)
+def test_a_stage_starts_from_what_another_makes(path: Path) -> None:
+    if path.parent.name != "finetune":
+        return
+    config = load_config(FinetuneConfig, path)
+    stages = [load_config(PretrainConfig, p).out for p in FILES if p.parent.name == "pretrain"]
+    outs = [*stages, PretrainConfig.__dataclass_fields__["out"].default]
+    assert config.init is None or config.init in {f"{out}/release" for out in outs}
