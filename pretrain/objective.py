@@ -141,7 +141,7 @@ def run_objectives(
     states = model.encode_text(
         torch.cat([inputs.ids, inputs.masked_ids]), inputs.tokens.repeat(2, 1)
     )
-    plain, masked = states.chunk(2)
+    plain = states[:count]
     image_vector = model.image_vector(concepts.cls)
     text_vector = model.text_vector(plain[:, 0])
     with torch.no_grad():

@@ -133,9 +133,7 @@ class TinyRun:
 
 
 @pytest.fixture(scope="session")
-def pretrained(
-    tmp_path_factory: pytest.TempPathFactory, tiny_pretrain: dict[str, Any]
-) -> TinyRun:
+def pretrained(tmp_path_factory: pytest.TempPathFactory, tiny_pretrain: dict[str, Any]) -> TinyRun:
     """`tiny_pretrain` run to its end in this process."""
     import torch
 

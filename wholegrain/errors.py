@@ -16,6 +16,9 @@ _SHOWN_VALUE = 120
 class WholegrainError(Exception):
     """Base of all errors that are the input's fault rather than the program's."""
 
+    exit_status = 2
+    """Of a program that ends with this error."""
+
 
 class ConfigError(WholegrainError):
     """A configuration that cannot be run: unknown key, wrong type, clash of two settings."""
@@ -60,12 +63,12 @@ class ReleaseError(WholegrainError):
 
 
 def run_cli(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> int:
-    """Runs `main` and turns a user's error into one readable line and exit status 2."""
+    """Runs `main` and turns a user's error into one readable line and the error's status."""
     try:
         return main(argv)
     except WholegrainError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return error.exit_status
     except BrokenPipeError:
         # The reader of our output (`| head`) has what it wanted; nothing is left to say to it.
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  closed by the interpreter's exit

@@ -61,7 +61,9 @@ def test_one_process_and_two_measure_the_same(
 def _check_counts(results: dict[str, Any], path: str) -> None:
     for split, measured in results.items():
         corpus = Corpus.open(path).select(split)
-        texts = sum(len(region.texts) for i in range(len(corpus)) for region in corpus.record(i).regions)
+        texts = sum(
+            len(region.texts) for i in range(len(corpus)) for region in corpus.record(i).regions
+        )
         assert set(measured) == {MODEL, NO_PHOTO, NO_WORDS, CONSTANT}
         for found in measured.values():
             assert found["merged"]["all"]["expressions"] == texts

@@ -29,8 +29,7 @@ def ids(data: PretrainData, start: int, stop: int, world: int = 1) -> list[list[
     """Samples of each part of the global batches, the ranks' slices put together."""
     ranks = [list(data.stream(start, stop, rank, world)) for rank in range(world)]
     return [
-        [name for batch in parts for name in batch.sample_ids]
-        for parts in zip(*ranks, strict=True)
+        [name for batch in parts for name in batch.sample_ids] for parts in zip(*ranks, strict=True)
     ]
 
 

@@ -38,9 +38,12 @@ class CrossEncoder(nn.Module):
         count = config.layers - config.fusion_layer
         self.layers = nn.ModuleList(CrossLayer(config, vision_width) for _ in range(count))
 
+    def _layers(self) -> list[CrossLayer]:
+        return [layer for layer in self.layers if isinstance(layer, CrossLayer)]
+
     def memory(self, concepts: VisualConcepts) -> Memory:
         """Projects concepts for every layer, once."""
-        attentions = [layer.cross_attention for layer in self.layers]
+        attentions = [layer.cross_attention for layer in self._layers()]
         return Memory(
             cls=[attention.project(concepts.cls) for attention in attentions],
             patches=[attention.project(concepts.patches) for attention in attentions],
@@ -71,6 +74,6 @@ class CrossEncoder(nn.Module):
         layout = Layout(mask, packed)
         reader: Reader = (GroupedReader if layout.packed else RowReader)(memory, rows, layout)
         states = layout.pack(states)
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate(self._layers()):
             states = layer.fuse(states, layout, reader, index)
         return layout.unpack(states)

@@ -85,7 +85,7 @@ def contrastive_loss(
 
     Returns:
         Scalar. The mean over ranks is the loss of the whole batch where ranks hold equally many
-        concepts.
+        concepts; otherwise a row of a rank with few concepts weighs more in it.
     """
     rank, size = world() if capacity is not None else (0, 1)
     count = len(image)

@@ -53,7 +53,10 @@ class Stage:
 
 
 class Interrupted(WholegrainError):
-    """The run was asked to stop and has saved itself."""
+    """The run was asked to stop and has saved itself; starting it again continues."""
+
+    exit_status = 75
+    """EX_TEMPFAIL: lets a scheduler's script tell this from a mistake."""
 
 
 def fit(stage: Stage, run: RunConfig, optim: OptimConfig, engine: Engine, out: Path) -> int:

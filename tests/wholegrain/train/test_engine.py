@@ -48,7 +48,7 @@ def test_two_ranks_train_as_one(
     one = program.train(tmp_path / "one", 1)
     for case in ("plain", "parts"):
         for rank in ranks:
-            assert sum(rank[case]["weight"], []) == pytest.approx(one["weight"][0], rel=1e-5)
+            assert rank[case]["weight"][0] == pytest.approx(one["weight"][0], rel=1e-5)
         assert losses(two / case) == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
         assert len(losses_file(two / case)) == len(losses_file(tmp_path / "one"))
     # Each rank's norm saw its own samples; what is validated and kept is the first rank's.
@@ -91,5 +91,7 @@ def test_a_launcher_that_wants_the_same_is_fine(monkeypatch: pytest.MonkeyPatch)
 def test_processes_that_do_not_join_are_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     Engine(RunConfig())  # Accelerate keeps its state: it will not look at the variable again.
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="started 2 processes, but 1 joined; start with `torchrun"):
+    with pytest.raises(
+        ConfigError, match="started 2 processes, but 1 joined; start with `torchrun"
+    ):
         Engine(RunConfig())

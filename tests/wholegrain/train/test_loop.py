@@ -111,7 +111,7 @@ def test_a_signal_stops_at_the_next_step_with_a_checkpoint(
     whole, stopped = toy("whole"), toy("stopped")
     _, expected = whole.fit()
     stopped.at_part = killing_at(4, lambda: os.kill(os.getpid(), number))
-    with pytest.raises(Interrupted, match="stopped at step 5 .*run again to continue"):
+    with pytest.raises(Interrupted, match=r"stopped at step 5 .*run again to continue"):
         stopped.fit()
     assert signal.getsignal(number) is before
     found = checkpoint.latest(stopped.out)

@@ -118,7 +118,9 @@ def test_clipping_scales_to_the_largest_norm() -> None:
     free, _, _ = one_step(torch.tensor([3.0, -4.0]), clip_norm=1e9, eps=1e3)
     clipped, norm, _ = one_step(torch.tensor([3.0, -4.0]), clip_norm=1.0, eps=1e3)
     assert norm.item() == 5.0
-    torch.testing.assert_close((1 - free) / (1 - clipped), torch.tensor([5.0, 5.0]), rtol=0.01, atol=0)
+    torch.testing.assert_close(
+        (1 - free) / (1 - clipped), torch.tensor([5.0, 5.0]), rtol=0.01, atol=0
+    )
 
 
 def test_xvlm_adds_epsilon_before_the_correction() -> None:

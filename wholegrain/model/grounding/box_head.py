@@ -84,7 +84,7 @@ class PatchHead(nn.Module):
         joint = F.gelu(self.hidden(F.gelu(self.norm(joint))))
         votes = self.score(joint).squeeze(-1).float().log_softmax(dim=-1)
         sides = self.sides(joint).float().sigmoid()  # left, top, right, bottom of the patch centre
-        place = torch.cat([self.centres, self.centres], dim=-1)
+        place = torch.cat([self.centres, self.centres], dim=-1).float()
         sign = sides.new_tensor([-1.0, -1.0, 1.0, 1.0])
         corners = place + sign * sides
         proposals = xyxy_to_cxcywh(corners)
