@@ -71,6 +71,8 @@ class CrossEncoder(nn.Module):
         Returns:
             Fused states (R, L, D).
         """
+        if not len(rows):
+            return states
         layout = Layout(mask, packed)
         reader: Reader = (GroupedReader if layout.packed else RowReader)(memory, rows, layout)
         states = layout.pack(states)

@@ -132,7 +132,9 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Found]:
     folder = tmp_path_factory.mktemp("ranks")
     program = [sys.executable, str(PROGRAM), json.dumps(CASES), str(folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        program, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stderr
     means = {}
     for case, counts in enumerate(CASES):
