@@ -14,6 +14,7 @@ from wholegrain.data.batch import IMAGE, ConceptBatch
 from wholegrain.data.order import stable_key
 from wholegrain.model.concepts import join, whole_images
 from wholegrain.model.grounding.box_head import BoxPrediction
+from wholegrain.model.indexing import take
 from wholegrain.model.multigrain import MultiGrainModel
 from wholegrain.objectives.box import grounding_losses
 from wholegrain.objectives.contrastive import contrastive_loss
@@ -163,11 +164,13 @@ def run_objectives(
     text_rows = torch.cat([own, own, negatives.text, count + own, inputs.boxed])
     memory_rows = torch.cat([own, negatives.image, own, own, count + inputs.image[inputs.boxed]])
     fused = model.fuse(
-        states[text_rows], inputs.tokens.repeat(2, 1)[text_rows], memory, memory_rows
+        take(states, text_rows), inputs.tokens.repeat(2, 1)[text_rows], memory, memory_rows
     )
     match_logits = model.match_logits(fused[: 3 * count, 0])
     row, column, label = inputs.hidden
-    token_logits = model.token_logits(fused[3 * count : 4 * count][row, column])
+    token_logits = model.token_logits(
+        take(fused.flatten(0, 1), (3 * count + row) * fused.shape[1] + column)
+    )
     boxed_image = inputs.image[inputs.boxed]
     prediction = model.predict_boxes(fused[4 * count :, 0], features, boxed_image)
     losses = {

@@ -101,7 +101,7 @@ def test_asked_to_stop_it_saves_itself_and_continues(
 ) -> None:
     out = tmp_path / "run"
     given = ["--config", pretrained.config, f"--out={out}"]
-    text = launch(PROGRAM, number, 3, *given, status=2)
+    text = launch(PROGRAM, number, 3, *given, status=75)
     assert "stopped at step 3" in text
     assert "run again to continue" in text
     assert "Traceback" not in text

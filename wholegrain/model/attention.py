@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from wholegrain.model.indexing import take
+
 
 class Layout:
     """How texts of unequal length lie in memory between attentions.
@@ -30,11 +32,11 @@ class Layout:
 
     def pack(self, states: Tensor) -> Tensor:
         """(R, L, D) to the form between attentions."""
-        return states.flatten(0, 1)[self.places] if self.packed else states
+        return take(states.flatten(0, 1), self.places) if self.packed else states
 
     def unpack(self, states: Tensor) -> Tensor:
         """The form between attentions to (R, L, D); padding holds a neighbour's values."""
-        return states[self.source] if self.packed else states
+        return take(states, self.source) if self.packed else states
 
 
 class Attention(nn.Module):

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from wholegrain.model.indexing import take
+
 
 @dataclass
 class ImageFeatures:
@@ -57,7 +59,7 @@ def pooled_concepts(features: ImageFeatures, image: Tensor, mask: Tensor) -> Vis
     """
     weight = mask.to(features.patches.dtype)
     weight = weight / weight.sum(dim=1, keepdim=True)
-    cls = torch.einsum("cp,cpd->cd", weight, features.patches[image])
+    cls = torch.einsum("cp,cpd->cd", weight, take(features.patches, image))
     return VisualConcepts(cls, features.patches, image, mask)
 
 

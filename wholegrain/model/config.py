@@ -226,6 +226,7 @@ class ModelConfig:
                 heads=6,
                 intermediate_size=576,
                 max_positions=64,
+                dropout=0.0,
                 attention_dropout=0.0,
             ),
             embed_dim=128,

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from wholegrain.model.attention import Attention, Layout
+from wholegrain.model.indexing import take
 from wholegrain.model.memory import Memory
 
 
@@ -60,7 +61,9 @@ class GroupedReader:
         concept = rows[row]
         self.tokens, valid = _table(memory.patch_row[concept], images)  # (N, S) tokens that read it
         self.places = valid.flatten().nonzero().squeeze(1)
-        self.order = self.tokens.flatten()[self.places]  # which token lies at each place
+        order = self.tokens.flatten()[self.places]  # which token lies at each place
+        self.restore = torch.empty_like(order)
+        self.restore[order] = torch.arange(len(order), device=order.device)
         asked = concept[self.tokens]  # (N, S)
         sees_vector = (own[:, None, :] == asked[:, :, None]) & self.own_valid[:, None, :]
         self.visible = torch.cat([sees_vector, memory.mask[asked]], dim=2)[:, None]
@@ -68,18 +71,18 @@ class GroupedReader:
     def read(self, attention: Attention, states: Tensor, layer: int) -> Tensor:
         """See `Reader`."""
         key, value = (
-            torch.cat([cls[self.own], patches], dim=1)
+            torch.cat([take(cls, self.own), patches], dim=1)
             for cls, patches in zip(self.memory.cls[layer], self.memory.patches[layer], strict=True)
         )
         attended = F.scaled_dot_product_attention(
-            attention.split(attention.query(states)[self.tokens]),
+            attention.split(take(attention.query(states), self.tokens)),
             attention.split(key),
             attention.split(value),
             attn_mask=self.visible,
             dropout_p=attention.dropout if attention.training else 0.0,
         )
-        found = attended.transpose(1, 2).flatten(2).flatten(0, 1)[self.places]
-        update: Tensor = attention.output(torch.empty_like(found).index_copy(0, self.order, found))
+        found = take(attended.transpose(1, 2).flatten(2).flatten(0, 1), self.places)
+        update: Tensor = attention.output(take(found, self.restore))
         return update
 
 

@@ -12,6 +12,7 @@ from wholegrain.boxes import iou, xyxy_to_cxcywh
 from wholegrain.errors import ConfigError
 from wholegrain.model.attention import PredictionHead
 from wholegrain.model.config import BoxHeadConfig, ClsBoxHead
+from wholegrain.model.indexing import take
 
 _ELECTORATE = 64  # most voted proposals that stand for election; the others hold next to no votes
 
@@ -79,8 +80,8 @@ class PatchHead(nn.Module):
             image: (T,) the image of each text.
         """
         scale, shift = self.text(cls).chunk(2, dim=-1)
-        gain, content = self.patch(patches).chunk(2, dim=-1)
-        joint = gain[image] * scale[:, None] + content[image] + shift[:, None]
+        gain, content = take(self.patch(patches), image).chunk(2, dim=-1)
+        joint = gain * scale[:, None] + content + shift[:, None]
         joint = F.gelu(self.hidden(F.gelu(self.norm(joint))))
         votes = self.score(joint).squeeze(-1).float().log_softmax(dim=-1)
         sides = self.sides(joint).float().sigmoid()  # left, top, right, bottom of the patch centre
