@@ -35,7 +35,9 @@ QUICK = ("--run.steps=6", "--run.validate_every=0", "--run.save_every=0", "--run
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs all steps; returns the exit status of the first that fails, or 0."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--fresh", action="store_true", help="remove an earlier demonstration first")
+    parser.add_argument(
+        "--fresh", action="store_true", help="remove an earlier demonstration first"
+    )
     parser.add_argument("--quick", action="store_true", help="few scenes and steps: only a check")
     arguments = parser.parse_args(argv)
     if arguments.fresh:
@@ -88,7 +90,7 @@ def steps(quick: bool) -> list[list[str]]:
     commands.append(
         [
             *("-m", "wholegrain", "ground", str(SCENES / "images" / "test_000000.jpg")),
-            *("the largest object", "the object on the left"),
+            *("the largest object", "the green ball"),
             *("--model", str(ROOT / "finetune" / "release"), "--out", str(ROOT / "grounded.png")),
         ]
     )
