@@ -88,7 +88,7 @@ def test_a_tokenizer_can_be_named(tiny_finetune: Settings, tmp_path: Path, suffi
 
 
 def test_init_and_model_exclude_each_other(tiny_finetune: Settings, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="give either init .* or model .*, not both"):
+    with pytest.raises(ConfigError, match=r"give either init .* or model .*, not both"):
         configured(tiny_finetune | {"init": "x"})
     with pytest.raises(ConfigError, match="not neither"):
         configured({k: v for k, v in tiny_finetune.items() if k != "model"})
