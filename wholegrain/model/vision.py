@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,7 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-class VisionEncoder(nn.Module):
+class VisionEncoder(nn.Module, ABC):
     """An image encoder that yields a patch grid.
 
     Attributes:
@@ -45,9 +46,9 @@ class VisionEncoder(nn.Module):
         """uint8 (I, 3, R, R) to the floats that the backbone reads."""
         return (images.float() - self.mean) / self.std
 
+    @abstractmethod
     def forward(self, images: Tensor) -> ImageFeatures:
         """Encodes normalised images (I, 3, R, R)."""
-        raise NotImplementedError  # abstract
 
     def concepts(self, features: ImageFeatures, image: Tensor, mask: Tensor) -> VisualConcepts:
         """Concepts of images: `image` (C,), `mask` bool (C, P)."""

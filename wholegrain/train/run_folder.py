@@ -20,7 +20,7 @@ from wholegrain.train import checkpoint
 
 CONFIG = "config.yaml"
 _LOGS = frozenset({".log", ".out", ".err", ".txt"})
-# What may change between the sittings of a run: it decides where things lie and what is reported,
+# What may change between the starts of a run: it decides where things lie and what is reported,
 # not what is learnt. (A corpus that moved is known by its fingerprint.)
 _FREE = (
     "out",
