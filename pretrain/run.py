@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -96,8 +97,6 @@ def fit_vocabulary(config: PretrainConfig, tokenizer: Tokenizer) -> PretrainConf
     Raises:
         ConfigError: the tokenizer was named by the user and does not fit the model's size.
     """
-    import dataclasses
-
     text = config.model.text
     if text.vocab_size == tokenizer.vocab_size:
         return config

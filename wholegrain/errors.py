@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 _SHOWN_VALUE = 120
+_BROKEN_PIPE = 141  # what a shell reports of a program that SIGPIPE ended
 
 
 class WholegrainError(Exception):
@@ -70,9 +71,10 @@ def run_cli(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | N
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
     except BrokenPipeError:
-        # The reader of our output (`| head`) has what it wanted; nothing is left to say to it.
+        # The reader of our output (`| head`) left. That is no traceback, but no success either:
+        # a run of hours may have been cut short by it.
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  closed by the interpreter's exit
-        return 0
+        return _BROKEN_PIPE
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -1,6 +1,7 @@
 """Errors that users read, and how a program shows them."""
 
 import pickle
+import sys
 from collections.abc import Sequence
 
 import pytest
@@ -78,3 +79,15 @@ def test_run_cli_lets_our_own_faults_be_seen() -> None:
 
     with pytest.raises(ZeroDivisionError):
         run_cli(main)
+
+
+def test_run_cli_does_not_call_a_cut_output_a_success(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main(argv: Sequence[str] | None) -> int:
+        raise BrokenPipeError
+
+    # run_cli replaces stdout; monkeypatch puts the test's own back.
+    monkeypatch.setattr("sys.stdout", sys.stdout)
+    assert run_cli(main) == 141
+    assert "Traceback" not in capsys.readouterr().err

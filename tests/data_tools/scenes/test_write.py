@@ -53,6 +53,7 @@ def test_the_layout_is_coco_and_refer(folder: Path) -> None:
         with Image.open(folder / "images" / image["file_name"]) as picture:
             assert picture.size == (image["width"], image["height"]) == (64, 64)
     for name in ("scenes", "phrases"):
+        # Bytes that this test has just had written; the readers of the project restrict theirs.
         refs = pickle.loads((folder / f"refs({name}).p").read_bytes())
         assert len({ref["ref_id"] for ref in refs}) == len(refs)
         assert {ref["split"] for ref in refs} == {"train", "val", "test"}

@@ -116,7 +116,7 @@ def test_pickling_carries_the_path_and_the_view(made: Path) -> None:
         corpus.record(0)
         data = pickle.dumps(corpus)
         assert len(data) < 1000
-        other = pickle.loads(data)
+        other = pickle.loads(data)  # made two lines up: how a corpus reaches a loader process
         assert (other.split, other.fingerprint) == (corpus.split, corpus.fingerprint)
         assert [other.record(i) for i in range(len(other))] == [
             corpus.record(i) for i in range(len(corpus))
