@@ -140,7 +140,7 @@ class Grounder:
                 row, text = some[:, 0], some[:, 1]
                 features, rows = self._features(pixels, whole, states[text], mask[text], row)
                 memory = self.model.memory(whole_images(features))
-                cls = self.model.fuse(states[text], mask[text], memory, rows)[:, 0]
+                cls = self.model.fuse_cls(states[text], mask[text], memory, rows)
                 match = self.model.match_logits(cls).float().softmax(dim=-1)[:, 1]
                 scores[first + row.cpu(), text.cpu()] = match.cpu()
         return scores

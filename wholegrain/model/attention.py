@@ -6,41 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wholegrain.model.indexing import take
-
-
-class Layout:
-    """How texts of unequal length lie in memory between attentions.
-
-    Packed, states are (T, D) without padding: projections, norms and feed-forwards then cost what
-    the real tokens cost, and only attention itself sees the padded rectangle (R, L). Unpacked,
-    states are the rectangle throughout: the slow reference, and the form for devices where asking
-    for T would make the host wait.
-
-    Args:
-        mask: bool (R, L), True at tokens.
-        packed: None packs on the CPU alone.
-    """
-
-    def __init__(self, mask: Tensor, packed: bool | None = None) -> None:
-        self.mask = mask
-        self.packed = not mask.is_cuda if packed is None else packed
-        if self.packed:
-            self.places = mask.flatten().nonzero().squeeze(1)  # (T,) of the rectangle, row-major
-            ordinal = mask.flatten().cumsum(0).sub(1).clamp(min=0)
-            self.source = ordinal.view_as(mask)  # (R, L) into T; padding repeats a neighbour
-
-    def pack(self, states: Tensor) -> Tensor:
-        """(R, L, D) to the form between attentions."""
-        return take(states.flatten(0, 1), self.places) if self.packed else states
-
-    def unpack(self, states: Tensor) -> Tensor:
-        """The form between attentions to (R, L, D); padding holds a neighbour's values."""
-        return take(states, self.source) if self.packed else states
+from wholegrain.model import kernels
+from wholegrain.model.packing import Packing
 
 
 class Attention(nn.Module):
-    """Multi-head attention of queries over keys and values (B, M, D).
+    """Multi-head attention of packed queries over keys and values.
 
     Keys and values come projected (`project`), so that what does not depend on the query is
     computed once and shared.
@@ -54,33 +25,63 @@ class Attention(nn.Module):
         self.value = nn.Linear(source_width, width)
         self.output = nn.Linear(width, width)
 
+    @property
+    def active_dropout(self) -> float:
+        """Dropout of the weights now: none in evaluation."""
+        return self.dropout if self.training else 0.0
+
     def split(self, states: Tensor) -> Tensor:
         """(B, M, D) to (B, heads, M, D / heads)."""
         return states.unflatten(-1, (self.heads, -1)).transpose(-3, -2)
 
     def project(self, source: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values (B, M, D) of a source (B, M, source_width)."""
+        """Keys and values (..., D) of a source (..., source_width)."""
         return self.key(source), self.value(source)
 
-    def forward(
-        self, states: Tensor, key: Tensor, value: Tensor, mask: Tensor, layout: Layout
-    ) -> Tensor:
-        """Attends; the output projection included, dropout of the output not.
+    def within(self, asked: Tensor, asking: Packing, states: Tensor, texts: Packing) -> Tensor:
+        """Self-attention: the update (Tq, D) of those states that are asked for.
 
         Args:
-            states: the queries, as `layout` holds them.
-            key, value: (B, M, D) from `project`.
-            mask: bool (B, M), True where a key may be seen.
-            layout: of the queries.
+            asked: (Tq, D), row r of `asking` being of text r; `states` itself for all of them.
+            asking: of the asked states.
+            states: (T, D), the tokens that are attended to.
+            texts: of `states`.
         """
-        attended = F.scaled_dot_product_attention(
-            self.split(layout.unpack(self.query(states))),
+        query = self.query(asked)
+        key, value = self.project(states)
+        if asking is texts and kernels.segments_suit(query, self.active_dropout):
+            heads = (self.heads, -1)
+            attended = kernels.segments(
+                query.unflatten(1, heads),
+                key.unflatten(1, heads),
+                value.unflatten(1, heads),
+                texts.bounds,
+                texts.bounds,
+                (texts.longest, texts.longest),
+            ).flatten(1)
+            output: Tensor = self.output(attended)
+            return output
+        return self.over(query, asking, texts.unpack(key), texts.unpack(value), texts.mask)
+
+    def over(
+        self, query: Tensor, asking: Packing, key: Tensor, value: Tensor, mask: Tensor
+    ) -> Tensor:
+        """Attention of each row of packed queries over keys of its own.
+
+        Args:
+            query: (Tq, D), projected.
+            asking: R rows.
+            key, value: (R, N, D).
+            mask: bool (R, N), True where a key may be seen.
+        """
+        attended = kernels.rectangle(
+            self.split(asking.unpack(query)),
             self.split(key),
             self.split(value),
-            attn_mask=mask[:, None, None, :],
-            dropout_p=self.dropout if self.training else 0.0,
+            mask[:, None, None, :],
+            self.active_dropout,
         )
-        output: Tensor = self.output(layout.pack(attended.transpose(1, 2).flatten(2)))
+        output: Tensor = self.output(asking.pack(attended.transpose(1, 2).flatten(2)))
         return output
 
 

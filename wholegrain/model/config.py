@@ -72,6 +72,8 @@ class VitVision:
     """Hidden width of a block's MLP over its width."""
     clip: bool = False
     """CLIP's variant: a norm before the blocks, quick GELU, no bias in the patch embedding."""
+    activation: Literal["gelu", "quick_gelu"] | None = None
+    """Of the MLPs; null takes that of the variant: quick GELU for CLIP's, GELU otherwise."""
     local_layers: int = Field(default=0, ge=0)
     """How many of the last blocks run once a region, attending only inside its box (X-VLM: 4);
     0 pools regions from the final patches, which costs nothing a region (X2-VLM)."""
@@ -81,11 +83,16 @@ class VitVision:
     def __post_init__(self) -> None:
         _divides("vision.image_size", self.image_size, "vision.patch_size", self.patch_size)
         _divides("vision.width", self.width, "vision.heads", self.heads)
-        if self.local_layers >= self.depth:
+        if self.local_layers > self.depth:
             raise ConfigError(
-                f"vision.local_layers is {self.local_layers} of {self.depth} blocks; "
-                "keep at least one block global"
+                f"vision.local_layers is {self.local_layers}, more than the {self.depth} blocks; "
+                "lower it"
             )
+
+    @property
+    def gelu(self) -> Literal["gelu", "quick_gelu"]:
+        """The activation, decided."""
+        return self.activation or ("quick_gelu" if self.clip else "gelu")
 
 
 @config
@@ -103,7 +110,42 @@ class TimmVision:
     """Further arguments of the timm model, such as ``{channels: [32, 64, 128, 256]}``."""
 
 
-VisionConfig = Annotated[SwinVision | VitVision | TimmVision, Field(discriminator="kind")]
+@config
+class DetrVision:
+    """DETR's image encoder: a ResNet with frozen batch norms, a transformer over its last map."""
+
+    kind: Literal["detr"] = "detr"
+    name: str = "resnet50"
+    """Residual network in timm: ``resnet50``, ``resnet101``."""
+    image_size: int = Field(default=640, gt=0)
+    """Side of the square input in pixels; a multiple of 32."""
+    width: int = Field(default=256, gt=0)
+    """Channels of the transformer; a multiple of 4, which the sine positions need."""
+    layers: int = Field(default=6, gt=0)
+    """Transformer layers."""
+    heads: int = Field(default=8, gt=0)
+    """Attention heads."""
+    feed_forward: int = Field(default=2048, gt=0)
+    """Hidden width of a layer's feed-forward."""
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Dropout of hidden states and attention weights."""
+    options: dict[str, int | float | bool | str | list[int]] = Field(default_factory=dict)
+    """Further arguments of the timm model, such as ``{channels: [4, 8, 16, 32]}``."""
+
+    def __post_init__(self) -> None:
+        _divides("vision.image_size", self.image_size, "the network's stride", self.stride)
+        _divides("vision.width", self.width, "vision.heads", self.heads)
+        _divides("vision.width", self.width, "the sine positions' group", 4)
+
+    @property
+    def stride(self) -> int:
+        """Side of a patch of the final grid in pixels."""
+        return 32
+
+
+VisionConfig = Annotated[
+    SwinVision | VitVision | TimmVision | DetrVision, Field(discriminator="kind")
+]
 
 
 @config
@@ -198,6 +240,9 @@ class ModelConfig:
     """Channels of the unit vectors that image and text are compared in."""
     temperature: float = Field(default=0.07, gt=0)
     """Initial temperature of the contrastive loss; learnt."""
+    contrastive_bias: float | None = None
+    """Initial bias of the sigmoid form of the contrastive loss, learnt (SigLIP: -10, with a
+    temperature of 0.1); null for the softmax form, which has none."""
     box_head: BoxHeadConfig = Field(default_factory=ClsBoxHead)
     """How a box is read from the fused text and the image."""
     adapter: MmcaConfig | None = None

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from wholegrain.model.attention import Attention, Layout, Residual
+from wholegrain.model.attention import Attention, Residual
 from wholegrain.model.concepts import VisualConcepts
 from wholegrain.model.config import TextConfig
 from wholegrain.model.memory import Memory
-from wholegrain.model.reading import GroupedReader, Reader, RowReader
-from wholegrain.model.text import TextLayer
+from wholegrain.model.packing import Packing
+from wholegrain.model.reading import Reader, reader_of
+from wholegrain.model.text import Reads, TextLayer
 
 
 class CrossLayer(TextLayer):
@@ -23,9 +24,19 @@ class CrossLayer(TextLayer):
         )
         self.cross_residual = Residual(width, config.norm_eps, config.dropout)
 
-    def fuse(self, states: Tensor, layout: Layout, reader: Reader, layer: int) -> Tensor:
-        """One layer over states as `layout` holds them; `layer` counts cross layers from 0."""
-        states = self.attend(states, layout)
+    def fuse(
+        self,
+        states: Tensor,
+        texts: Packing,
+        reader: Reader,
+        layer: int,
+        reads: Reads | None = None,
+    ) -> Tensor:
+        """One layer over packed states; `layer` counts cross layers from 0.
+
+        With `reads`, only those places' new states (K, D), from all places' old ones.
+        """
+        states = self.attend(states, texts, reads)
         update = reader.read(self.cross_attention, states, layer)
         return self.feed(self.cross_residual(states, update))
 
@@ -49,33 +60,37 @@ class CrossEncoder(nn.Module):
             patches=[attention.project(concepts.patches) for attention in attentions],
             patch_row=concepts.patch_row,
             mask=concepts.mask,
+            visible=concepts.visible,
         )
 
     def forward(
         self,
         states: Tensor,
-        mask: Tensor,
+        texts: Packing,
         memory: Memory,
         rows: Tensor,
-        packed: bool | None = None,
+        reads: Reads | None = None,
     ) -> Tensor:
         """Fuses texts with concepts.
 
         Args:
-            states: (R, L, D) from the text encoder.
-            mask: bool (R, L), True at tokens.
+            states: (T, D) from the text encoder.
+            texts: R texts.
             memory: of `memory`.
             rows: (R,) which concept each text is fused with.
-            packed: False takes the slow reference; None the form that suits the device.
+            reads: the places whose fused states are wanted; None wants all. The last layer is
+                computed at these alone: its other states nobody sees.
 
         Returns:
-            Fused states (R, L, D).
+            Fused states (T, D), or (K, D) of `reads`.
         """
-        if not len(rows):
+        if not texts.total:
             return states
-        layout = Layout(mask, packed)
-        reader: Reader = (GroupedReader if layout.packed else RowReader)(memory, rows, layout)
-        states = layout.pack(states)
-        for index, layer in enumerate(self._layers()):
-            states = layer.fuse(states, layout, reader, index)
-        return layout.unpack(states)
+        dropout = self._layers()[0].cross_attention.active_dropout
+        reader = reader_of(memory, rows, texts, dropout)
+        *most, last = self._layers()
+        for index, layer in enumerate(most):
+            states = layer.fuse(states, texts, reader, index)
+        if reads is not None:
+            reader = reader_of(memory, rows, reads.packing, dropout)
+        return last.fuse(states, texts, reader, len(most), reads)

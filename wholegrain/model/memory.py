@@ -23,6 +23,8 @@ class Memory:
     """Row (M,) of `patches` that each concept reads."""
     mask: Tensor
     """bool (M, P): patches inside the concept's box."""
+    visible: int | None = None
+    """How many entries of `mask` are True, where the host knows."""
 
     @property
     def images(self) -> int:
@@ -38,7 +40,7 @@ class Memory:
         )
         return key, value
 
-    def visible(self, rows: Tensor) -> Tensor:
+    def seen(self, rows: Tensor) -> Tensor:
         """Bool (R, 1 + P): the concept's vector is always visible."""
         mask = self.mask[rows]
         return torch.cat([mask.new_ones(len(rows), 1), mask], dim=1)

@@ -12,12 +12,14 @@ from wholegrain.boxes import box_mask
 from wholegrain.errors import ConfigError
 from wholegrain.model.adapters.mmca import Mmca, attach_mmca
 from wholegrain.model.attention import PredictionHead, init_bert
-from wholegrain.model.concepts import ImageFeatures, VisualConcepts, whole_images
+from wholegrain.model.concepts import ImageFeatures, Shown, VisualConcepts, whole_images
 from wholegrain.model.config import BoxHeadConfig, MmcaConfig, ModelConfig
 from wholegrain.model.cross import CrossEncoder
 from wholegrain.model.grounding.box_head import BoxPrediction, build_box_head
+from wholegrain.model.indexing import take
 from wholegrain.model.memory import Memory
-from wholegrain.model.text import MaskedLanguageHead, TextEncoder
+from wholegrain.model.packing import Packing
+from wholegrain.model.text import MaskedLanguageHead, Reads, TextEncoder
 from wholegrain.model.vision import build_vision
 
 
@@ -37,6 +39,9 @@ class MultiGrainModel(nn.Module):
         self.image_projection = nn.Linear(self.vision.width, config.embed_dim)
         self.text_projection = nn.Linear(width, config.embed_dim)
         self.temperature = nn.Parameter(torch.tensor(config.temperature))
+        self.contrastive_bias: nn.Parameter | None = None
+        if config.contrastive_bias is not None:
+            self.contrastive_bias = nn.Parameter(torch.tensor(config.contrastive_bias))
         self.match_head = PredictionHead(width, 2)
         self.masked_language_head = MaskedLanguageHead(config.text)
         for part in (self.text, self.cross, self.masked_language_head):
@@ -82,19 +87,32 @@ class MultiGrainModel(nn.Module):
 
     def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
         """States (C, L, D) of token ids (C, L) with mask bool (C, L)."""
-        states: Tensor = self.text(ids, mask)
+        texts, places = Packing.of_mask(mask)
+        return texts.unpack(self.encode_packed(ids.flatten()[places], texts))
+
+    def encode_packed(self, tokens: Tensor, texts: Packing) -> Tensor:
+        """States (T, D) of packed token ids (T,)."""
+        states: Tensor = self.text(tokens, texts)
         return states
 
-    def concepts(self, features: ImageFeatures, image: Tensor, boxes: Tensor) -> VisualConcepts:
+    def concepts(
+        self,
+        features: ImageFeatures,
+        image: Tensor,
+        boxes: Tensor,
+        shown: Shown | None = None,
+    ) -> VisualConcepts:
         """Concepts of boxes.
 
         Args:
             features: of `encode_images`.
             image: (C,) the image of each concept.
             boxes: (C, 4) cxcywh in the unit square.
+            shown: what the host knows of the patches that the boxes touch; without it the device
+                may be asked.
         """
         mask = box_mask(boxes, features.grid)
-        concepts: VisualConcepts = self.vision.concepts(features, image, mask)
+        concepts: VisualConcepts = self.vision.concepts(features, image, mask, shown)
         return concepts
 
     def memory(self, concepts: VisualConcepts) -> Memory:
@@ -103,7 +121,26 @@ class MultiGrainModel(nn.Module):
 
     def fuse(self, states: Tensor, mask: Tensor, memory: Memory, rows: Tensor) -> Tensor:
         """Fuses text states (R, L, D) with the concepts `rows` (R,) of a memory."""
-        fused: Tensor = self.cross(states, mask, memory, rows)
+        texts, places = Packing.of_mask(mask)
+        packed = take(states.flatten(0, 1), places)
+        return texts.unpack(self.fuse_packed(packed, texts, memory, rows))
+
+    def fuse_cls(self, states: Tensor, mask: Tensor, memory: Memory, rows: Tensor) -> Tensor:
+        """The fused [CLS] states (R, D) alone, which is cheaper than `fuse`."""
+        texts, places = Packing.of_mask(mask)
+        packed = take(states.flatten(0, 1), places)
+        return self.fuse_packed(packed, texts, memory, rows, Reads.first(texts))
+
+    def fuse_packed(
+        self,
+        states: Tensor,
+        texts: Packing,
+        memory: Memory,
+        rows: Tensor,
+        reads: Reads | None = None,
+    ) -> Tensor:
+        """Fuses packed states (T, D) with the concepts `rows` (R,); see `CrossEncoder.forward`."""
+        fused: Tensor = self.cross(states, texts, memory, rows, reads)
         return fused
 
     # --- heads ----------------------------------------------------------------------------------
@@ -148,7 +185,7 @@ class MultiGrainModel(nn.Module):
             that text and whole image match where the head has none.
         """
         memory = self.memory(whole_images(features))
-        cls = self.fuse(states, mask, memory, image)[:, 0]
+        cls = self.fuse_cls(states, mask, memory, image)
         prediction = self.predict_boxes(cls, features, image)
         if prediction.confidence is not None:
             return prediction, prediction.confidence

@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wholegrain.model.attention import Attention, FeedForward, Layout, Residual
+from wholegrain.model.attention import Attention, FeedForward, Residual
 from wholegrain.model.config import TextConfig
+from wholegrain.model.indexing import take
+from wholegrain.model.packing import Packing
+
+
+@dataclass(frozen=True)
+class Reads:
+    """The places of a packing whose last states somebody reads; the others need no last states."""
+
+    tokens: Tensor
+    """(K,) which of a packing's tokens, text by text."""
+    packing: Packing
+    """Where the places read of each text lie among the K; a text may have none."""
+
+    @classmethod
+    def first(cls, texts: Packing) -> Reads:
+        """The [CLS] of each text."""
+        count = len(texts)
+        own = torch.arange(count, device=texts.starts.device)
+        return cls(texts.starts, Packing(own, torch.ones_like(own), count, 1))
+
+    def of(self, states: Tensor) -> Tensor:
+        """(K, D) of states (T, D)."""
+        return take(states, self.tokens)
 
 
 class TextEmbeddings(nn.Module):
@@ -21,9 +46,8 @@ class TextEmbeddings(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
         self.dropout = config.dropout
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """Ids (B, L) to states (B, L, D)."""
-        places = torch.arange(ids.shape[1], device=ids.device)
+    def forward(self, ids: Tensor, places: Tensor) -> Tensor:
+        """Ids (T,) at places (T,) of their texts to states (T, D)."""
         states = self.word(ids) + self.token_type.weight[0] + self.position(places)
         return F.dropout(self.norm(states), self.dropout, self.training)
 
@@ -39,11 +63,11 @@ class TextLayer(nn.Module):
         self.feed_forward = FeedForward(width, config.intermediate_size)
         self.feed_forward_residual = Residual(width, config.norm_eps, config.dropout)
 
-    def attend(self, states: Tensor, layout: Layout) -> Tensor:
-        """The self-attention half."""
-        key, value = (layout.unpack(each) for each in self.attention.project(states))
-        update = self.attention(states, key, value, layout.mask, layout)
-        result: Tensor = self.attention_residual(states, update)
+    def attend(self, states: Tensor, texts: Packing, reads: Reads | None = None) -> Tensor:
+        """The self-attention half, of all tokens or of those that are read alone."""
+        asked, asking = (states, texts) if reads is None else (reads.of(states), reads.packing)
+        update = self.attention.within(asked, asking, states, texts)
+        result: Tensor = self.attention_residual(asked, update)
         return result
 
     def feed(self, states: Tensor) -> Tensor:
@@ -51,8 +75,8 @@ class TextLayer(nn.Module):
         result: Tensor = self.feed_forward_residual(states, self.feed_forward(states))
         return result
 
-    def forward(self, states: Tensor, layout: Layout) -> Tensor:
-        return self.feed(self.attend(states, layout))
+    def forward(self, states: Tensor, texts: Packing) -> Tensor:
+        return self.feed(self.attend(states, texts))
 
 
 class TextEncoder(nn.Module):
@@ -63,22 +87,20 @@ class TextEncoder(nn.Module):
         self.embeddings = TextEmbeddings(config)
         self.layers = nn.ModuleList(TextLayer(config) for _ in range(config.fusion_layer))
 
-    def forward(self, ids: Tensor, mask: Tensor, packed: bool | None = None) -> Tensor:
-        """Encodes texts.
+    def forward(self, tokens: Tensor, texts: Packing) -> Tensor:
+        """Encodes packed texts.
 
         Args:
-            ids: (B, L) token ids.
-            mask: bool (B, L), True at tokens, False at padding.
-            packed: False takes the slow reference; None the form that suits the device.
+            tokens: (T,) token ids.
+            texts: where each text lies.
 
         Returns:
-            States (B, L, D); those at padding are meaningless.
+            States (T, D).
         """
-        layout = Layout(mask, packed)
-        states = layout.pack(self.embeddings(ids))
+        states = self.embeddings(tokens, texts.column)
         for layer in self.layers:
-            states = layer(states, layout)
-        return layout.unpack(states)
+            states = layer(states, texts)
+        return states
 
 
 class MaskedLanguageHead(nn.Module):

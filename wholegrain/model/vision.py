@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 import wholegrain.torchvision_shim  # noqa: F401  timm imports torchvision
 from wholegrain.errors import ConfigError
-from wholegrain.model.concepts import ImageFeatures, VisualConcepts, join, pooled_concepts
+from wholegrain.model.concepts import ImageFeatures, Shown, VisualConcepts, join, pooled_concepts
 from wholegrain.model.concepts import whole_images as whole_images_of
-from wholegrain.model.config import SwinVision, TimmVision, VisionConfig, VitVision
+from wholegrain.model.config import DetrVision, SwinVision, TimmVision, VisionConfig, VitVision
+from wholegrain.model.local_attention import RegionTokens, run_local_blocks
+from wholegrain.model.stochastic_depth import share_stochastic_depth
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -33,14 +35,18 @@ class VisionEncoder(nn.Module, ABC):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, image_size: int) -> None:
+    def __init__(
+        self,
+        image_size: int,
+        mean: tuple[float, float, float] = CLIP_MEAN,
+        std: tuple[float, float, float] = CLIP_STD,
+    ) -> None:
         super().__init__()
         self.image_size = image_size
         # Constants, not weights: kept out of the checkpoint, moved with the module.
-        mean = torch.tensor(CLIP_MEAN).view(3, 1, 1) * 255
-        std = torch.tensor(CLIP_STD).view(3, 1, 1) * 255
-        self.register_buffer("mean", mean, persistent=False)
-        self.register_buffer("std", std, persistent=False)
+        for name, value in (("mean", mean), ("std", std)):
+            scaled = torch.tensor(value).view(3, 1, 1) * 255
+            self.register_buffer(name, scaled, persistent=False)
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 (I, 3, R, R) to the floats that the backbone reads."""
@@ -50,9 +56,14 @@ class VisionEncoder(nn.Module, ABC):
     def forward(self, images: Tensor) -> ImageFeatures:
         """Encodes normalised images (I, 3, R, R)."""
 
-    def concepts(self, features: ImageFeatures, image: Tensor, mask: Tensor) -> VisualConcepts:
-        """Concepts of images: `image` (C,), `mask` bool (C, P)."""
-        return pooled_concepts(features, image, mask)
+    def concepts(
+        self, features: ImageFeatures, image: Tensor, mask: Tensor, shown: Shown | None = None
+    ) -> VisualConcepts:
+        """Concepts of images: `image` (C,), `mask` bool (C, P).
+
+        `shown` is what the host knows of the masks; without it the device may be asked.
+        """
+        return pooled_concepts(features, image, mask, shown.visible if shown else None)
 
     def blocks(self) -> list[nn.Module]:
         """Transformer blocks in order, first to last; empty for a convolutional network."""
@@ -77,6 +88,7 @@ class SwinEncoder(VisionEncoder):
             global_pool="",
             drop_path_rate=config.drop_path,
         )
+        share_stochastic_depth(self.backbone)
         self.width = int(self.backbone.num_features)
         side = config.image_size // config.final_patch
         self.grid = (side, side)
@@ -120,14 +132,16 @@ class VitEncoder(VisionEncoder):
             num_classes=0,
             global_pool="",
             pre_norm=config.clip,
-            act_layer=QuickGelu if config.clip else None,
+            act_layer=QuickGelu if config.gelu == "quick_gelu" else None,
             norm_layer=partial(nn.LayerNorm, eps=1e-5 if config.clip else 1e-6),
             drop_path_rate=config.drop_path,
         )
         self.width = config.width
         side = config.image_size // config.patch_size
         self.grid = (side, side)
+        share_stochastic_depth(self.backbone)
         self.local_layers = config.local_layers
+        self.recompute_local = False
 
     def _features(self, tokens: Tensor, before_local: Tensor | None) -> ImageFeatures:
         tokens = self.backbone.norm(tokens)
@@ -147,30 +161,32 @@ class VitEncoder(VisionEncoder):
             tokens = block(tokens)
         return self._features(tokens, before_local)
 
-    def concepts(self, features: ImageFeatures, image: Tensor, mask: Tensor) -> VisualConcepts:
+    def concepts(
+        self, features: ImageFeatures, image: Tensor, mask: Tensor, shown: Shown | None = None
+    ) -> VisualConcepts:
         """Region rows run the local blocks attending to the class token and their own patches."""
         if features.before_local is None:
-            return pooled_concepts(features, image, mask)
+            return super().concepts(features, image, mask, shown)
+        shown = shown or Shown.of(mask)
         # A concept that sees every patch is the image itself: it needs no rows of its own.
-        whole = mask.all(dim=1)
-        images = whole_images_of(features)
-        regions = self._local_concepts(features.before_local, image[~whole], mask[~whole])
-        joined = join(images, regions)
-        order = torch.empty_like(image)
-        order[whole] = image[whole]
-        order[~whole] = len(images) + torch.arange(len(regions), device=image.device)
+        images, rows = whole_images_of(features), shown.regional
+        regions = RegionTokens(image[rows], mask[rows], shown.regional_visible)
+        local = self.backbone.blocks[len(self.backbone.blocks) - self.local_layers :]
+        states = regions.gather(features.before_local)
+        states = run_local_blocks(local, states, regions, self.recompute_local)
+        tokens = regions.spread(self.backbone.norm(states))
+        own = torch.arange(len(rows), device=image.device)
+        of_regions = VisualConcepts(tokens[:, 0], tokens[:, 1:], own, mask[rows])
+        joined = join(images, of_regions)
+        order = image.index_copy(0, rows, len(images) + own)
         return VisualConcepts(
-            joined.cls[order], joined.patches, joined.patch_row[order], joined.mask[order]
+            joined.cls[order],
+            joined.patches,
+            joined.patch_row[order],
+            mask,
+            shown.visible,
+            base=features.patches,
         )
-
-    def _local_concepts(self, tokens: Tensor, image: Tensor, mask: Tensor) -> VisualConcepts:
-        tokens = tokens[image]
-        visible = torch.cat([mask.new_ones(len(mask), 1), mask], dim=1)[:, None, None, :]
-        for block in self.backbone.blocks[len(self.backbone.blocks) - self.local_layers :]:
-            tokens = block(tokens, attn_mask=visible)
-        tokens = self.backbone.norm(tokens)
-        rows = torch.arange(len(tokens), device=tokens.device)
-        return VisualConcepts(tokens[:, 0], tokens[:, 1:], rows, mask)
 
     def blocks(self) -> list[nn.Module]:
         return list(self.backbone.blocks)
@@ -229,4 +245,8 @@ def build_vision(config: VisionConfig) -> VisionEncoder:
         return SwinEncoder(config)
     if isinstance(config, VitVision):
         return VitEncoder(config)
+    if isinstance(config, DetrVision):
+        from wholegrain.model.detr import DetrEncoder  # which builds on this module
+
+        return DetrEncoder(config)
     return TimmEncoder(config)

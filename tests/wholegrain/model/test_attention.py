@@ -1,52 +1,28 @@
-"""Layouts, attention and the small parts that BERT is made of."""
+"""Attention and the small parts that BERT is made of."""
 
 import pytest
 import torch
 from torch import nn
 
-from wholegrain.model.attention import Attention, Layout, PredictionHead, Residual, init_bert
+from wholegrain.model.attention import Attention, PredictionHead, Residual, init_bert
+from wholegrain.model.packing import Packing
 
-MASK = torch.arange(5) < torch.tensor([5, 1, 3])[:, None]
-
-
-def test_packed_states_are_the_tokens() -> None:
-    states = torch.arange(15.0).view(3, 5, 1)
-    layout = Layout(MASK, packed=True)
-    packed = layout.pack(states)
-    assert packed.flatten().tolist() == [0, 1, 2, 3, 4, 5, 10, 11, 12]
-    assert torch.equal(layout.unpack(packed)[MASK], states[MASK])
-    assert layout.unpack(packed).shape == states.shape
+LENGTHS = torch.tensor([5, 1, 3])
+MASK = torch.arange(5) < LENGTHS[:, None]
 
 
-def test_unpacked_states_stay_as_they_are() -> None:
-    states = torch.rand(3, 5, 2)
-    layout = Layout(MASK, packed=False)
-    assert layout.pack(states) is states
-    assert layout.unpack(states) is states
-
-
-def test_the_processor_packs_unless_told() -> None:
-    assert Layout(MASK).packed
-
-
-def test_packing_a_text_with_a_gap() -> None:
-    """Nothing relies on tokens being at the front."""
-    mask = torch.tensor([[False, True, True], [True, False, True]])
-    states = torch.arange(6.0).view(2, 3, 1)
-    layout = Layout(mask, packed=True)
-    assert torch.equal(layout.unpack(layout.pack(states))[mask], states[mask])
-
-
-@pytest.mark.parametrize("packed", [True, False])
-def test_attention_by_hand(packed: bool) -> None:
+@pytest.mark.parametrize("slot", [0, 5])
+def test_attention_by_hand(slot: int) -> None:
+    """Without gaps, and with each text in a slot of five."""
     torch.manual_seed(0)
     attention = Attention(width=8, source_width=6, heads=2, dropout=0.0).double()
     states, source = torch.randn(3, 5, 8).double(), torch.randn(3, 4, 6).double()
     seen = torch.tensor([[1, 1, 0, 0], [1, 0, 0, 1], [1, 1, 1, 1]]).bool()
-    layout = Layout(MASK, packed)
-    found = layout.unpack(attention(layout.pack(states), *attention.project(source), seen, layout))
+    texts = Packing(torch.arange(3) * 5, LENGTHS, 15, 5) if slot else Packing.of_mask(MASK)[0]
+    query = attention.query(texts.pack(states))
+    found = texts.unpack(attention.over(query, texts, *attention.project(source), seen))
     for row in range(3):
-        for place in range(int(MASK[row].sum())):
+        for place in range(int(LENGTHS[row])):
             heads = []
             for head in range(2):
                 part = slice(4 * head, 4 * head + 4)

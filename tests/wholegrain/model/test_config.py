@@ -27,7 +27,7 @@ from wholegrain.model.config import (
         ({"text": {"dropout": 1.0}}, "'text.dropout' is 1.0"),
         ({"vision": {"kind": "vit", "patch_size": 15}}, "vision.image_size is 224.*patch_size 15"),
         ({"vision": {"kind": "vit", "heads": 5}}, "vision.width is 768.*vision.heads 5"),
-        ({"vision": {"kind": "vit", "local_layers": 12}}, "keep at least one block global"),
+        ({"vision": {"kind": "vit", "local_layers": 13}}, "more than the 12 blocks"),
         ({"vision": {"kind": "vit", "local_layers": -1}}, "'vision.local_layers' is -1"),
         ({"vision": {"kind": "swin", "image_size": 230}}, "vision.image_size is 230.*patch 32"),
         ({"vision": {"kind": "swin", "depths": [2, 2]}}, "one positive number in both"),

@@ -5,9 +5,14 @@ import torch
 from torch import Tensor
 
 from wholegrain.hub.import_xvlm import from_xvlm
+from wholegrain.model import cross, kernels
 from wholegrain.model.concepts import VisualConcepts
 from wholegrain.model.config import TextConfig
 from wholegrain.model.cross import CrossEncoder
+from wholegrain.model.memory import Memory
+from wholegrain.model.packing import Packing
+from wholegrain.model.reading import ConceptReader, ImageReader, RowReader
+from wholegrain.model.text import Reads
 
 CONFIG = TextConfig(
     vocab_size=50,
@@ -52,6 +57,35 @@ def texts() -> tuple[Tensor, Tensor, Tensor]:
 
 
 Texts = tuple[Tensor, Tensor, Tensor]
+WAYS = ("row", "image", "concept")
+READERS = {
+    "row": lambda memory, rows, texts, dropout: RowReader(memory, rows, texts),
+    "image": lambda memory, rows, texts, dropout: ImageReader(memory, rows, texts),
+    "concept": lambda memory, rows, texts, dropout: ConceptReader(
+        memory, rows, texts, int(memory.mask.sum())
+    ),
+}
+
+
+def fuse(
+    encoder: CrossEncoder, states: Tensor, mask: Tensor, memory: Memory, rows: Tensor, way: str
+) -> Tensor:
+    """Fused states (R, L, D) of padded ones.
+
+    `row` and `concept` lay each text in a slot of the longest, as on a device that is not asked;
+    `concept` attends segment by segment.
+    """
+    texts, places = Packing.of_mask(mask)
+    if way != "image":
+        count, longest = mask.shape
+        texts = Packing(torch.arange(count) * longest, mask.sum(1), count * longest, longest)
+        places = torch.arange(count * longest)
+    with pytest.MonkeyPatch.context() as patch:
+        if way == "concept":
+            patch.setattr(kernels, "segments_suit", lambda query, dropout: True)
+        patch.setattr(cross, "reader_of", READERS[way])
+        packed = states.flatten(0, 1)[places]
+        return texts.unpack(encoder(packed, texts, memory, rows))
 
 
 def additive(mask: Tensor) -> Tensor:
@@ -95,57 +129,88 @@ def test_equals_hugging_face(concepts: VisualConcepts, texts: Texts) -> None:
         encoder_attention_mask=additive(seen),
         use_cache=False,
     )[0]
-    for packed in (True, False):
-        found = ours(states, mask, ours.memory(concepts), rows, packed)
+    for way in WAYS:
+        found = fuse(ours, states, mask, ours.memory(concepts), rows, way)
         torch.testing.assert_close(found[mask], expected[mask], rtol=0, atol=1e-6)
 
 
-def run(
-    encoder: CrossEncoder, concepts: VisualConcepts, texts: Texts, packed: bool
-) -> list[Tensor]:
+def run(encoder: CrossEncoder, concepts: VisualConcepts, texts: Texts, way: str) -> list[Tensor]:
     """Fused tokens, and the gradients of everything that they come from."""
     states, mask, rows = texts
     sources = [each.clone().requires_grad_() for each in (states, concepts.cls, concepts.patches)]
     visual = VisualConcepts(sources[1], sources[2], concepts.patch_row, concepts.mask)
     encoder.zero_grad()
-    fused = encoder(sources[0], mask, encoder.memory(visual), rows, packed)
+    fused = fuse(encoder, sources[0], mask, encoder.memory(visual), rows, way)
     torch.manual_seed(3)
     (fused * torch.randn_like(fused) * mask[..., None]).sum().backward()
     gradients = [sources[0].grad[mask], *(each.grad for each in sources[1:])]
     return [fused[mask].detach(), *gradients, *(p.grad.clone() for p in encoder.parameters())]
 
 
-def test_packed_equals_unpacked(
-    encoder: CrossEncoder, concepts: VisualConcepts, texts: Texts
+@pytest.mark.parametrize("way", ["image", "concept"])
+def test_every_way_equals_row_by_row(
+    encoder: CrossEncoder, concepts: VisualConcepts, texts: Texts, way: str
 ) -> None:
-    fast, slow = (run(encoder, concepts, texts, packed) for packed in (True, False))
+    fast, slow = (run(encoder, concepts, texts, each) for each in (way, "row"))
     for one, other in zip(fast, slow, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("way", WAYS)
 def test_patches_outside_the_box_are_not_seen(
-    encoder: CrossEncoder, concepts: VisualConcepts, texts: Texts, packed: bool
+    encoder: CrossEncoder, concepts: VisualConcepts, texts: Texts, way: str
 ) -> None:
     states, mask, rows = texts
-    before = encoder(states, mask, encoder.memory(concepts), rows, packed)
+    before = fuse(encoder, states, mask, encoder.memory(concepts), rows, way)
     concepts.patches[0, 2:] += 100  # image 0 is read by concept 3 alone, which sees patches 0, 1
-    after = encoder(states, mask, encoder.memory(concepts), rows, packed)
+    after = fuse(encoder, states, mask, encoder.memory(concepts), rows, way)
     assert torch.equal(before[mask], after[mask])
     concepts.patches[0, 1] += 1
-    moved = encoder(states, mask, encoder.memory(concepts), rows, packed)
+    moved = fuse(encoder, states, mask, encoder.memory(concepts), rows, way)
     assert not torch.equal(moved[3, 0], before[3, 0])
     assert torch.equal(moved[0, 0], before[0, 0])
 
 
-@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("way", WAYS)
 def test_each_text_is_alone_with_its_concept(
-    encoder: CrossEncoder, concepts: VisualConcepts, texts: Texts, packed: bool
+    encoder: CrossEncoder, concepts: VisualConcepts, texts: Texts, way: str
 ) -> None:
     states, mask, rows = texts
     memory = encoder.memory(concepts)
-    together = encoder(states, mask, memory, rows, packed)
+    together = fuse(encoder, states, mask, memory, rows, way)
     for row, length in enumerate(LENGTHS.tolist()):
         part = slice(row, row + 1)
-        alone = encoder(states[part, :length], mask[part, :length], memory, rows[part], packed)
+        alone = fuse(encoder, states[part, :length], mask[part, :length], memory, rows[part], way)
         torch.testing.assert_close(together[row, :length], alone[0], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_last_layer_at_the_places_that_are_read(
+    encoder: CrossEncoder, concepts: VisualConcepts, texts: Texts, way: str
+) -> None:
+    """Values and gradients are those of the whole, taken at these places; text 3 reads nothing."""
+    states, mask, rows = texts
+    chosen = [(0, 0), (0, 4), (1, 2), (2, 0), (4, 1), (4, 3)]
+    row, column = torch.tensor(chosen).T
+    counts = torch.bincount(row, minlength=5)
+    found = []
+    for read in (True, False):
+        encoder.zero_grad()
+        source = states.clone().requires_grad_()
+        memory = encoder.memory(concepts)
+        if read:
+            with pytest.MonkeyPatch.context() as patch:
+                packing, places = Packing.of_mask(mask)
+                reads = Reads(
+                    packing.starts[row] + column, Packing.of_lengths(counts, len(chosen), 2)
+                )
+                patch.setattr(cross, "reader_of", READERS[way])
+                fused = encoder(source.flatten(0, 1)[places], packing, memory, rows, reads)
+        else:
+            fused = fuse(encoder, source, mask, memory, rows, "row")[row, column]
+        torch.manual_seed(3)
+        (fused * torch.randn_like(fused)).sum().backward()
+        gradients = [source.grad, *(p.grad.clone() for p in encoder.parameters())]
+        found.append([fused.detach(), *gradients])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-10)

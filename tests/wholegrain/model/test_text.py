@@ -1,5 +1,6 @@
 """The text encoder against Hugging Face's BERT, and what padding may change: nothing."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -7,8 +8,9 @@ import torch
 from torch import Tensor
 
 from wholegrain.hub.import_xvlm import from_xvlm
-from wholegrain.model.attention import Layout
+from wholegrain.model import kernels, reference
 from wholegrain.model.config import TextConfig
+from wholegrain.model.packing import Packing
 from wholegrain.model.text import MaskedLanguageHead, TextEncoder
 
 CONFIG = TextConfig(
@@ -48,11 +50,17 @@ def pair() -> tuple[TextEncoder, torch.nn.Module]:
     return ours, theirs
 
 
+def encode(encoder: TextEncoder, ids: Tensor, mask: Tensor) -> Tensor:
+    """States (B, L, D) of a padded batch."""
+    texts, places = Packing.of_mask(mask)
+    return texts.unpack(encoder(ids.flatten()[places], texts))
+
+
 def test_equals_hugging_face(pair: tuple[TextEncoder, torch.nn.Module], words: Words) -> None:
     ours, theirs = (each.double() for each in pair)
     ids, mask = words
     expected = theirs(input_ids=ids, attention_mask=mask.long()).last_hidden_state
-    torch.testing.assert_close(ours(ids, mask)[mask], expected[mask], rtol=0, atol=1e-6)
+    torch.testing.assert_close(encode(ours, ids, mask)[mask], expected[mask], rtol=0, atol=1e-6)
 
 
 def test_gradients_equal_hugging_face(
@@ -61,7 +69,7 @@ def test_gradients_equal_hugging_face(
     ours, theirs = (each.double() for each in pair)
     ids, mask = words
     direction = torch.randn(3, 6, 24).double() * mask[..., None]
-    (ours(ids, mask) * direction).sum().backward()
+    (encode(ours, ids, mask) * direction).sum().backward()
     (
         theirs(input_ids=ids, attention_mask=mask.long()).last_hidden_state * direction
     ).sum().backward()
@@ -73,47 +81,56 @@ def test_gradients_equal_hugging_face(
         )
 
 
-def unpacked(encoder: TextEncoder, ids: Tensor, mask: Tensor) -> Tensor:
-    """The slow reference."""
-    layout = Layout(mask, packed=False)
-    states = encoder.embeddings(ids)
-    for layer in encoder.layers:
-        states = layer(states, layout)
-    return states
+def with_gaps(encoder: TextEncoder, ids: Tensor, mask: Tensor) -> Tensor:
+    """As on a device whose host must not wait: each text in a slot of the longest."""
+    rows, longest = ids.shape
+    texts = Packing(torch.arange(rows) * longest, mask.sum(1), ids.numel(), longest)
+    return texts.unpack(encoder(ids.flatten(), texts))
 
 
-def test_packed_equals_unpacked(words: Words) -> None:
+def segment_by_segment(encoder: TextEncoder, ids: Tensor, mask: Tensor) -> Tensor:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "segments_suit", lambda query, dropout: True)
+        return with_gaps(encoder, ids, mask)
+
+
+def padded(encoder: TextEncoder, ids: Tensor, mask: Tensor) -> Tensor:
+    return reference.encode_text(encoder, CONFIG, ids, mask)
+
+
+@pytest.mark.parametrize("fast", [encode, with_gaps, segment_by_segment])
+def test_packed_equals_padded(words: Words, fast: Callable[..., Tensor]) -> None:
     torch.manual_seed(0)
     encoder = TextEncoder(CONFIG).double().eval()
     ids, mask = words
     direction = torch.randn(3, 6, 24).double() * mask[..., None]
     gradients = []
-    for run in (encoder, lambda ids, mask: unpacked(encoder, ids, mask)):
+    for run in (fast, padded):
         encoder.zero_grad()
-        states = run(ids, mask)
+        states = run(encoder, ids, mask)
         (states * direction).sum().backward()
         gradients.append([states[mask].detach(), *(p.grad.clone() for p in encoder.parameters())])
-    for fast, slow in zip(*gradients, strict=True):
-        torch.testing.assert_close(fast, slow, rtol=0, atol=1e-11)
+    for found, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-11)
 
 
 def test_padding_changes_nothing(words: Words) -> None:
     torch.manual_seed(0)
     encoder = TextEncoder(CONFIG).double().eval()
     ids, mask = words
-    states = encoder(ids, mask)
+    states = encode(encoder, ids, mask)
     for row, length in enumerate(mask.sum(1).tolist()):
-        alone = encoder(ids[row : row + 1, :length], mask[row : row + 1, :length])
+        alone = encode(encoder, ids[row : row + 1, :length], mask[row : row + 1, :length])
         torch.testing.assert_close(states[row, :length], alone[0], rtol=0, atol=1e-12)
     garbage = torch.where(mask, ids, 7)
-    assert torch.equal(encoder(garbage, mask)[mask], states[mask])
+    assert torch.equal(encode(encoder, garbage, mask)[mask], states[mask])
 
 
 def test_dropout_is_for_training_alone(words: Words) -> None:
     encoder = TextEncoder(replace(CONFIG, dropout=0.5))
-    assert not torch.equal(encoder(*words), encoder(*words))
+    assert not torch.equal(encode(encoder, *words), encode(encoder, *words))
     encoder.eval()
-    assert torch.equal(encoder(*words), encoder(*words))
+    assert torch.equal(encode(encoder, *words), encode(encoder, *words))
 
 
 def test_masked_language_head_is_tied(words: Words) -> None:

@@ -5,9 +5,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from timm.layers import DropPath
 from torch import Tensor
 
 from wholegrain.errors import ConfigError
+from wholegrain.model import kernels
+from wholegrain.model.concepts import Shown
 from wholegrain.model.config import SwinVision, TimmVision, VisionConfig, VitVision
 from wholegrain.model.multigrain import MultiGrainModel
 from wholegrain.model.vision import CLIP_MEAN, CLIP_STD, build_vision
@@ -140,10 +143,48 @@ def test_local_region_of_everything_is_the_image(
     assert torch.equal(concepts.cls[0], features.cls[1])
     assert torch.equal(concepts.mask, mask)
     assert torch.equal(concepts.sequence()[0, 1:], features.patches[1])
-    # The rows run through the blocks with a mask of everything are the same thing.
-    whole = torch.ones(1, 16, dtype=torch.bool)
-    slow = model.vision._local_concepts(features.before_local, torch.tensor([1]), whole)
-    torch.testing.assert_close(slow.cls[0], features.cls[1], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("segments", [False, True])
+def test_local_regions_equal_the_padded_rows(
+    build: Build, images: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch, segments: bool
+) -> None:
+    """Values, and gradients of every weight; the slow way runs timm's own blocks over all rows."""
+    monkeypatch.setattr(kernels, "segments_suit", lambda query, dropout: segments)
+    model = build("local").double()
+    image, mask = torch.tensor([1, 0, 1]), torch.zeros(3, 16, dtype=torch.bool)
+    mask[0, [3, 4, 7]] = mask[1, 5] = mask[2, 2:15] = True
+    shown = torch.cat([mask.new_ones(3, 1), mask], dim=1)
+    found = []
+    for packed in (True, False):
+        model.zero_grad()
+        features = model.encode_images(images(model).double())
+        if packed:
+            rows = model.vision.concepts(features, image, mask, Shown.of(mask)).sequence()
+        else:
+            rows = features.before_local[image]
+            for block in model.vision.backbone.blocks[1:]:
+                rows = block(rows, attn_mask=shown[:, None, None])
+            rows = model.vision.backbone.norm(rows)
+        torch.manual_seed(0)
+        (rows * torch.randn_like(rows))[shown].sum().backward()
+        gradients = [p.grad for p in model.vision.parameters()]
+        assert all(gradient is not None for gradient in gradients)
+        found.append([rows[shown].detach(), *gradients])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
+
+
+def test_stochastic_depth_drops_whole_regions(build: Build, images: Callable[..., Tensor]) -> None:
+    model = build("local")
+    features = model.encode_images(images(model))
+    for block in model.vision.backbone.blocks:
+        block.drop_path1 = block.drop_path2 = DropPath(0.5).train()
+    image, mask = torch.zeros(40, dtype=torch.long), LOCAL_MASK[:1].expand(40, -1)
+    concepts = model.vision.concepts(features, image, mask)
+    # Two branches in each of two blocks: sixteen ways a region may come out, each as a whole.
+    kinds = {tuple(row.flatten().tolist()) for row in concepts.sequence()[:, [0, 6]]}
+    assert 4 < len(kinds) <= 16
 
 
 def test_pooled_regions_do_not_read_other_patches(

@@ -71,6 +71,11 @@ def attach_mmca(model: MultiGrainModel, config: MmcaConfig) -> Mmca:
             "that run once a region; set it to 0"
         )
     blocks = model.vision.blocks()
+    if not blocks:
+        raise ConfigError(
+            f"vision.kind is {model.config.vision.kind!r}, whose blocks carry no adapters; use "
+            "swin, vit or a convolutional timm backbone"
+        )
     if not 0 < config.blocks <= len(blocks):
         raise ConfigError(
             f"adapter.blocks is {config.blocks} of {len(blocks)} blocks; choose 1 to {len(blocks)}"
