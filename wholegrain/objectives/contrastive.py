@@ -2,66 +2,27 @@
 
 X-VLM's ITC: with unit vectors v, t and temperature tau, the mean of the cross entropies of
 ``v t' / tau`` row by row and ``t v' / tau`` row by row, the partner on the diagonal being the
-class.
+class. Or SigLIP's (Zhai et al. 2023): every pair for itself, a partner or not.
+
+Each rank takes its own rows against the columns of all ranks: local x global similarities, of which
+not even all need be there at a time.
 """
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 import torch
-import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from wholegrain.objectives.gather import GatheredConcepts, gather_concepts, world
 
-def world() -> tuple[int, int]:
-    """(rank, world size); (0, 1) outside a process group."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
+__all__ = ["contrastive_loss", "world"]
 
-
-class _Gather(torch.autograd.Function):
-    """Rows of all ranks; a row's gradient is the sum of what every rank asks of it."""
-
-    @staticmethod
-    def forward(ctx: object, rows: Tensor) -> Tensor:
-        _, size = world()
-        gathered = rows.new_empty(size * len(rows), *rows.shape[1:])
-        dist.all_gather_into_tensor(gathered, rows.contiguous())
-        return gathered
-
-    @staticmethod
-    def backward(ctx: object, *gradients: Tensor) -> Tensor:
-        rank, size = world()
-        gradient = gradients[0].contiguous()
-        dist.all_reduce(gradient)
-        return gradient.chunk(size)[rank]
-
-
-def gather_rows(rows: Tensor, capacity: int | None) -> Tensor:
-    """Rows (W * capacity, ...) of all ranks, in rank order, differentiable.
-
-    Args:
-        rows: (C, ...), C at most `capacity`; the rest is filled with zeros, so that ranks with
-            different numbers of concepts need not ask each other for them.
-        capacity: the same on all ranks; None gives this rank's rows alone.
-    """
-    _, size = world()
-    if size == 1 or capacity is None:
-        return rows
-    if len(rows) > capacity:
-        raise ValueError(f"{len(rows)} concepts exceed the capacity of {capacity}")
-    padding = rows.new_zeros(capacity - len(rows), *rows.shape[1:])
-    padded = torch.cat([rows, padding])
-    gathered: Tensor = _Gather.apply(padded) if padded.is_floating_point() else _plain(padded)
-    return gathered
-
-
-def _plain(rows: Tensor) -> Tensor:
-    _, size = world()
-    gathered = rows.new_empty(size * len(rows), *rows.shape[1:])
-    dist.all_gather_into_tensor(gathered, rows.contiguous())
-    return gathered
+Form = Literal["softmax", "sigmoid"]
+GradientScale = Literal["exact", "xvlm"]
 
 
 def contrastive_loss(
@@ -72,32 +33,149 @@ def contrastive_loss(
     image_key: Tensor | None = None,
     text_key: Tensor | None = None,
     capacity: int | None = None,
+    everyone: GatheredConcepts | None = None,
+    form: Form = "softmax",
+    bias: Tensor | None = None,
+    gradient: GradientScale = "exact",
+    chunk: int | None = None,
 ) -> Tensor:
-    """The mean loss of this rank's rows against the concepts of all ranks.
+    """The mean loss of this rank's rows against the concepts of all ranks, in fp32 at least.
+
+    softmax: ``(CE(v t' / tau) + CE(t v' / tau)) / 2``, the mean over rows. A row whose columns are
+    all left out but its partner costs 0.
+
+    sigmoid: ``sum_j -log sigmoid(z_ij (v_i t_j' / tau + bias))``, z = 1 for partners and -1
+    otherwise, pairs that are left out not counted; the mean over rows i.
 
     Args:
-        image, text: unit vectors (C, E), row i of one belongs to row i of the other; C >= 1.
+        image, text: unit vectors (C, E), row i of one belongs to row i of the other. C may differ
+            between ranks and be 0.
         temperature: scalar, positive.
-        image_key: (C,) int64 that tells images apart, positive. Concepts of one image are then not
-            each other's negatives.
-        text_key: (C,) int64 that tells texts apart, positive. Equal texts likewise.
+        image_key: (C,) int64 that tells images apart. Concepts of one image are then not each
+            other's negatives.
+        text_key: (C,) int64 that tells texts apart. Equal texts likewise.
         capacity: at least the largest C of any rank; None compares within this rank alone.
+        everyone: what `gather_concepts` gave for these vectors and keys, where it is needed
+            elsewhere too; `capacity` and the keys are then not read.
+        form: how pairs compete.
+        bias: scalar, of the sigmoid form; None is 0.
+        gradient: `exact`, or `xvlm`: X-VLM never adds up what other ranks ask of a vector, so that
+            after averaging over W ranks the vectors' gradient is 1/W of the exact one, while the
+            temperature's is exact.
+        chunk: similarities of at most so many rows are held at a time; None holds those of all C.
+            The gradient is taken in the same sweep, so that neither way keeps any for backward,
+            nor computes any twice.
 
     Returns:
-        Scalar. The mean over ranks is the loss of the whole batch where ranks hold equally many
-        concepts; otherwise a row of a rank with few concepts weighs more in it.
+        Scalar whose mean over ranks is the loss of the whole batch, also where ranks hold different
+        numbers of concepts: the sum over own rows, times W, over the number of rows of all ranks.
+
+    Raises:
+        ValueError: there are more concepts than `capacity`, or a bias with softmax, which knows
+            none.
     """
-    rank, size = world() if capacity is not None else (0, 1)
-    count = len(image)
-    images, texts = gather_rows(image, capacity), gather_rows(text, capacity)
-    valid = gather_rows(torch.ones(count, dtype=torch.long, device=image.device), capacity) > 0
-    blocked = ~valid[None].expand(count, -1)
-    for key in (image_key, text_key):
-        if key is not None:
-            blocked = blocked | (key[:, None] == gather_rows(key, capacity)[None])
-    partner = rank * (len(images) // size) + torch.arange(count, device=image.device)
-    # A row's own partner is never blocked, though it shares image and text with itself.
-    blocked = blocked.scatter(1, partner[:, None], value=False)
-    to_text = (image @ texts.T / temperature).masked_fill(blocked, float("-inf"))
-    to_image = (text @ images.T / temperature).masked_fill(blocked, float("-inf"))
-    return (F.cross_entropy(to_text, partner) + F.cross_entropy(to_image, partner)) / 2
+    if form == "softmax" and bias is not None:
+        raise ValueError("the softmax form has no bias: it would cancel; leave it out")
+    with torch.autocast(image.device.type, enabled=False):
+        if everyone is None:
+            everyone = gather_concepts(image, text, image_key, text_key, capacity)
+        dtype, count = everyone.image.dtype, len(image)
+        vectors = [image.to(dtype), text.to(dtype), everyone.image, everyone.text]
+        if gradient == "xvlm" and everyone.ranks > 1:
+            vectors = [_ScaleGradient.apply(each, 1 / everyone.ranks) for each in vectors]
+        numbers = [temperature.to(dtype)] + ([] if bias is None else [bias.to(dtype)])
+        step = max(1, count) if chunk is None else chunk
+        differentiable = torch.is_grad_enabled()
+        total: Tensor = _LocalLoss.apply(everyone, form, step, differentiable, *vectors, *numbers)
+        share = everyone.ranks / everyone.total().clamp(min=1).to(dtype)
+        return total * share / len(_SIDES[form])
+
+
+# Which rows are compared with which columns, as places in [image, text, images, texts].
+_SIDES: dict[Form, tuple[tuple[int, int], ...]] = {
+    "softmax": ((0, 3), (1, 2)),
+    "sigmoid": ((0, 3),),
+}
+
+
+class _LocalLoss(torch.autograd.Function):
+    """The loss summed over this rank's rows, and its gradient, some rows at a time.
+
+    The gradient is taken while the similarities are there. Besides memory this keeps its precision
+    in one place: backward may run under autocast and would then take products in half precision.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        everyone: GatheredConcepts,
+        form: Form,
+        step: int,
+        differentiable: bool,
+        *inputs: Tensor,
+    ) -> Tensor:
+        numbers = [each.detach().requires_grad_() for each in inputs[4:]]
+        gradients = [torch.zeros_like(each) if differentiable else None for each in inputs]
+        total = inputs[0].new_zeros(())
+        count = len(inputs[0])
+        for start in range(0, count, step):
+            part = slice(start, min(start + step, count))
+            own = everyone.first + torch.arange(part.start, part.stop, device=total.device)
+            for side in _SIDES[form]:
+                rows, columns = (inputs[place].detach() for place in side)
+                leaves = [rows[part].requires_grad_(), columns.requires_grad_(), *numbers]
+                with torch.set_grad_enabled(differentiable):
+                    loss = _sum(everyone, form, own, *leaves)
+                total += loss.detach()
+                if differentiable:
+                    found = torch.autograd.grad(loss, leaves)
+                    for place, each in zip((*side, 4, 5), found, strict=False):
+                        gradient = gradients[place]
+                        assert gradient is not None
+                        (gradient[part] if place == side[0] else gradient).add_(each)
+                del loss
+        ctx.save_for_backward(*gradients)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *asked: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, None, None, *(asked[0] * each for each in ctx.saved_tensors)
+
+
+def _sum(
+    everyone: GatheredConcepts,
+    form: Form,
+    own: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    temperature: Tensor,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """The loss summed over some rows (R, E) with gathered indices `own`, against columns (N, E)."""
+    blocked = everyone.blocked(own, partner=False)
+    # The temperature goes to the small factor: else autograd would keep the undivided similarities.
+    scaled = rows / temperature
+    logits = scaled @ columns.T
+    if bias is not None:
+        logits += bias
+    logits.masked_fill_(blocked, float("-inf"))
+    if form == "softmax":
+        return F.cross_entropy(logits, own, reduction="sum")
+    partner = (scaled * columns.index_select(0, own)).sum(dim=1)
+    if bias is not None:
+        partner = partner + bias
+    return -F.logsigmoid(logits.neg_().scatter_(1, own[:, None], partner[:, None])).sum()
+
+
+class _ScaleGradient(torch.autograd.Function):
+    """The same values; their gradient times a number."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0] * ctx.factor, None

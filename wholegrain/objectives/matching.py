@@ -6,34 +6,44 @@ in proportion to ``softmax(similarity / tau) + 1e-5``, never its own partner.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from wholegrain.objectives.gather import GatheredConcepts, gather_concepts
+
 _FLOOR = 1e-5  # keeps a draw possible when the softmax underflows
+
+Scope = Literal["rank", "global"]
 
 
 class Negatives(NamedTuple):
     """Hard negatives of C pairs."""
 
     image: Tensor
-    """(C,) a concept that does not belong to text i."""
+    """(C,) a concept that does not belong to text i: a row of this rank, or, drawn from all ranks,
+    a gathered index (`wholegrain.objectives.gather`)."""
     text: Tensor
-    """(C,) a text that does not belong to concept i."""
+    """(C,) a text that does not belong to concept i, likewise."""
     valid: Tensor
-    """bool (C,): False where the batch offers no negative; those rows count for nothing."""
+    """bool (C,): False where the batch offers no negative; those rows name themselves and count for
+    nothing."""
 
 
 def negative_weights(similarity: Tensor, blocked: Tensor) -> Tensor:
-    """Unnormalised probabilities (C, C) of drawing column j as the negative of row i.
+    """Unnormalised probabilities (R, N) of drawing column j as the negative of row i.
+
+    A row with a NaN or an infinite similarity has no softmax: all that is not blocked is then
+    equally likely.
 
     Args:
-        similarity: (C, C) similarities over temperature, in fp32.
-        blocked: bool (C, C), True where j is no negative of i.
+        similarity: (R, N) similarities over temperature, in fp32.
+        blocked: bool (R, N), True where j is no negative of i.
     """
-    return (similarity.softmax(dim=1) + _FLOOR).masked_fill(blocked, 0.0)
+    weights = similarity.softmax(dim=1).nan_to_num(nan=1.0)
+    return (weights + _FLOOR).masked_fill(blocked, 0.0)
 
 
 def draw_negatives(
@@ -42,35 +52,79 @@ def draw_negatives(
     temperature: Tensor,
     image_key: Tensor | None = None,
     text_key: Tensor | None = None,
+    *,
+    scope: Scope = "rank",
+    capacity: int | None = None,
+    everyone: GatheredConcepts | None = None,
+    chunk: int | None = None,
 ) -> Negatives:
     """Draws negatives on the device, without a look at the host.
+
+    Nothing that the vectors hold makes it fail: rows with NaN or infinite similarities draw evenly
+    (`negative_weights`), and the NaN shows in the losses, which read the same vectors. A pair for
+    which nothing is left (a batch of one pair, all keys equal) names itself, as not `valid`.
 
     Args:
         image, text: unit vectors (C, E).
         temperature: scalar.
         image_key, text_key: (C,) equal where two concepts are of one image, or two texts are one;
             those are no negatives of each other.
+        scope: `rank` draws from these C pairs, as X-VLM does; `global` from the pairs of all ranks.
+            What is drawn from there is a gathered index, for `fetch_rows`.
+        capacity: of the global scope, at least the largest C of any rank; None is this rank alone.
+        everyone: of the global scope, what `gather_concepts` gave for these vectors and keys;
+            `capacity` and the keys are then not read. None gathers.
+        chunk: similarities of at most so many rows are held at a time; None holds those of all.
     """
-    with torch.no_grad():
-        blocked = torch.eye(len(image), dtype=torch.bool, device=image.device)
-        for key in (image_key, text_key):
-            if key is not None:
-                blocked = blocked | (key[:, None] == key[None])
-        similarity = image.float() @ text.float().T / temperature.float()
-        valid = ~blocked.all(dim=1)
-        # A row without any negative draws itself, and is not counted.
-        alone = torch.eye(len(image), dtype=torch.bool, device=image.device) & ~valid[:, None]
-        to_image = negative_weights(similarity.T, blocked).masked_fill(alone, 1.0)
-        to_text = negative_weights(similarity, blocked).masked_fill(alone, 1.0)
+    with torch.no_grad(), torch.autocast(image.device.type, enabled=False):
+        if scope == "rank":
+            everyone = gather_concepts(image, text, image_key, text_key)
+        elif everyone is None:
+            everyone = gather_concepts(image, text, image_key, text_key, capacity)
+        own = everyone.first + torch.arange(len(image), device=image.device)
+        dtype = everyone.image.dtype
+        scaled = [each.to(dtype) / temperature.to(dtype) for each in (text, image)]
+        sides = zip(scaled, (everyone.image, everyone.text), strict=True)
+        if not len(own):
+            return Negatives(own, own, own.bool())
+        # All images first, then all texts: X-VLM's order.
+        (foreign_image, valid), (foreign_text, _) = (
+            _draw(rows, columns, own, everyone, chunk) for rows, columns in sides
+        )
         return Negatives(
-            image=torch.multinomial(to_image, 1).squeeze(1),
-            text=torch.multinomial(to_text, 1).squeeze(1),
+            image=torch.where(valid, foreign_image, own),
+            text=torch.where(valid, foreign_text, own),
             valid=valid,
         )
 
 
-def matching_loss(logits: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Cross entropy of C positives, then C pairs with a foreign image, then C with a foreign text.
+def _draw(
+    rows: Tensor, columns: Tensor, own: Tensor, everyone: GatheredConcepts, chunk: int | None
+) -> tuple[Tensor, Tensor]:
+    """A column of (N, E) for each row (C, E) of gathered index `own`, and whether there is one."""
+    drawn, valid = [], []
+    for part, index in zip(_parts(rows, chunk), _parts(own, chunk), strict=True):
+        similarity = part @ columns.T
+        if everyone.valid is not None:  # padding is no part of the softmax either
+            similarity.masked_fill_(~everyone.valid, float("-inf"))
+        weights = negative_weights(similarity, everyone.blocked(index, partner=True))
+        # Of exponential variables with these rates, the first to ring: a draw in proportion. It is
+        # what `torch.multinomial` does after checks that raise, or on a GPU end the program.
+        times = torch.empty_like(weights).exponential_()
+        times.clamp_(min=torch.finfo(times.dtype).tiny)  # 0 / 0 would win, though blocked
+        drawn.append((weights / times).argmax(dim=1))
+        valid.append((weights > 0).any(dim=1))
+    return torch.cat(drawn), torch.cat(valid)
+
+
+def _parts(rows: Tensor, chunk: int | None) -> tuple[Tensor, ...]:
+    return (rows,) if chunk is None else rows.split(chunk)
+
+
+def matching_sum(logits: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Sum of the cross entropies, and how many count; for `mean_over_ranks`.
+
+    C positives, then C pairs with a foreign image, then C with a foreign text.
 
     Args:
         logits: (3 C, 2) in that order; class 1 is a match.
@@ -79,8 +133,19 @@ def matching_loss(logits: Tensor, valid: Tensor | None = None) -> Tensor:
     count = len(logits) // 3
     labels = torch.zeros(3 * count, dtype=torch.long, device=logits.device)
     labels[:count] = 1
-    losses = F.cross_entropy(logits.float(), labels, reduction="none")
+    precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    losses = F.cross_entropy(precise, labels, reduction="none")
     if valid is None:
-        return losses.mean()
-    weight = torch.cat([torch.ones_like(valid), valid, valid]).to(losses.dtype)
-    return (losses * weight).sum() / weight.sum()
+        return losses.sum(), torch.full((), 3 * count, dtype=torch.long, device=logits.device)
+    counts = torch.cat([torch.ones_like(valid), valid, valid])
+    return (losses * counts).sum(), counts.sum()
+
+
+def matching_loss(logits: Tensor, valid: Tensor | None = None) -> Tensor:
+    """The mean of `matching_sum`: binary matching over what counts.
+
+    Where no negative is valid (a batch of one pair), the positives alone are left: finite, though
+    no more than an urge to say yes.
+    """
+    total, count = matching_sum(logits, valid)
+    return total / count.clamp(min=1)

@@ -1,34 +1,15 @@
-"""The contrastive loss against a naive double loop, and against itself on several ranks."""
+"""The contrastive loss against a naive double loop; on several ranks: `test_ranks`."""
 
-import importlib.util
-import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from wholegrain.objectives.contrastive import contrastive_loss, gather_rows, world
-
-PROGRAM = Path(__file__).with_name("contrastive_ranks.py")
-
-
-def _load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("contrastive_ranks", PROGRAM)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-program = _load()
+from wholegrain.objectives.contrastive import Form, contrastive_loss
 
 
 def unit(count: int, seed: int) -> Tensor:
@@ -78,6 +59,152 @@ def test_equals_the_naive_loop(image_key: list[int] | None, text_key: list[int] 
     )
 
 
+@pytest.mark.parametrize("keyed", [False, True])
+def test_sigmoid_equals_the_naive_loop(keyed: bool) -> None:
+    image, text, keys = unit(7, 0), unit(7, 1), ([1, 1, 2, 3, 3, 3, 4], [1, 2, 3, 1, 4, 5, 6])
+    given = [torch.tensor(key) for key in keys] if keyed else [None, None]
+    loss = contrastive_loss(
+        image,
+        text,
+        torch.tensor(0.2),
+        image_key=given[0],
+        text_key=given[1],
+        form="sigmoid",
+        bias=torch.tensor(-1.5),
+    )
+    total = 0.0
+    for i in range(7):
+        for j in range(7):
+            if i != j and keyed and any(key[i] == key[j] for key in keys):
+                continue
+            sign = 1 if i == j else -1
+            total += math.log1p(math.exp(-sign * (float(image[i] @ text[j]) / 0.2 - 1.5)))
+    assert loss.item() == pytest.approx(total / 7, rel=1e-6)
+
+
+FORMS = [
+    ("softmax", None),
+    ("sigmoid", torch.tensor(-2.0, dtype=torch.float64)),
+]
+
+
+def gradients(
+    form: Form, bias: Tensor | None, chunk: int | None, dtype: torch.dtype, autocast: bool = False
+) -> tuple[Tensor, ...]:
+    """The loss of nine keyed pairs, and the gradients of all that it reads."""
+    leaves = [unit(9, 0).to(dtype), unit(9, 1).to(dtype), torch.tensor(0.1, dtype=dtype)]
+    leaves += [] if bias is None else [bias.to(dtype)]
+    leaves = [leaf.detach().clone().requires_grad_() for leaf in leaves]
+    # Backward as well: a training step may hold it under autocast.
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        loss = contrastive_loss(
+            *leaves[:3],
+            image_key=torch.arange(9) // 2,
+            text_key=torch.arange(9) % 6,
+            form=form,
+            bias=None if bias is None else leaves[3],
+            chunk=chunk,
+        )
+        return loss.detach(), *torch.autograd.grad(loss, leaves)
+
+
+@pytest.mark.parametrize(("form", "bias"), FORMS, ids=["softmax", "sigmoid"])
+@pytest.mark.parametrize("chunk", [1, 2, 4, 9, 100])
+def test_chunks_change_nothing(form: Form, bias: Tensor | None, chunk: int) -> None:
+    whole = gradients(form, bias, None, torch.float64)
+    for found, expected in zip(gradients(form, bias, chunk, torch.float64), whole, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+
+
+class Largest(TorchDispatchMode):
+    """Notes the largest tensor that any operation gives."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for each in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(each, Tensor):
+                self.elements = max(self.elements, each.untyped_storage().size())
+        return result
+
+
+@pytest.mark.parametrize(("form", "bias"), FORMS, ids=["softmax", "sigmoid"])
+def test_no_more_similarities_than_rows_of_a_chunk(form: Form, bias: Tensor | None) -> None:
+    image, text = (unit(400, seed).requires_grad_() for seed in (0, 1))
+    for chunk, bound in ((None, 400), (16, 16)):
+        with Largest() as largest:
+            contrastive_loss(
+                image, text, torch.tensor(0.1), form=form, bias=bias, chunk=chunk
+            ).backward()
+        assert largest.elements == bound * 400 * 8, chunk
+
+
+@pytest.mark.parametrize(("form", "bias"), FORMS, ids=["softmax", "sigmoid"])
+@pytest.mark.parametrize("chunk", [None, 2])
+def test_full_precision_under_autocast_and_of_half_vectors(
+    form: Form, bias: Tensor | None, chunk: int | None
+) -> None:
+    expected = gradients(form, bias, chunk, torch.float32)
+    found = gradients(form, bias, chunk, torch.float32, autocast=True)
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == torch.float32
+        assert torch.equal(one, other)
+    half = [unit(9, seed).bfloat16() for seed in (0, 1)]
+    options: dict[str, Any] = {"form": form, "bias": bias, "chunk": chunk}
+    loss = contrastive_loss(*half, torch.tensor(0.1), **options)
+    assert loss.dtype == torch.float32
+    assert torch.equal(
+        loss, contrastive_loss(*(v.float() for v in half), torch.tensor(0.1), **options)
+    )
+
+
+@pytest.mark.parametrize(("form", "bias"), FORMS, ids=["softmax", "sigmoid"])
+def test_what_is_not_finite_shows(form: Form, bias: Tensor | None) -> None:
+    for bad in (math.nan, math.inf):
+        image = unit(3, 0)
+        image[1, 2] = bad
+        loss = contrastive_loss(image, unit(3, 1), torch.tensor(0.1), form=form, bias=bias)
+        assert not loss.isfinite()
+
+
+@pytest.mark.parametrize(("form", "bias"), FORMS, ids=["softmax", "sigmoid"])
+def test_a_batch_of_one_pair(form: Form, bias: Tensor | None) -> None:
+    """Softmax has nothing to tell apart; a sigmoid still judges the pair."""
+    image, text = unit(1, 0).requires_grad_(), unit(1, 1)
+    loss = contrastive_loss(image, text, torch.tensor(0.5), form=form, bias=bias, chunk=1)
+    logit = float(image[0].detach() @ text[0]) / 0.5 - 2
+    expected = 0 if form == "softmax" else math.log1p(math.exp(-logit))
+    assert loss.item() == pytest.approx(expected)
+    loss.backward()
+    assert image.grad is not None
+    assert image.grad.isfinite().all()
+
+
+def test_extreme_similarities_stay_finite() -> None:
+    """At a temperature of 1e-4 a sigmoid's terms reach 10,000."""
+    for form, bias in FORMS:
+        loss = contrastive_loss(
+            unit(5, 0).float(), unit(5, 1).float(), torch.tensor(1e-4), form=form, bias=bias
+        )
+        assert loss.isfinite()
+
+
+def test_without_gradient() -> None:
+    image, text = (unit(4, seed).requires_grad_() for seed in (0, 1))
+    loss = contrastive_loss(image, text, torch.tensor(0.1))
+    with torch.no_grad():
+        quiet = contrastive_loss(image, text, torch.tensor(0.1))
+    assert loss.requires_grad
+    assert not quiet.requires_grad
+    assert torch.equal(loss, quiet)
+
+
+def test_softmax_takes_no_bias() -> None:
+    with pytest.raises(ValueError, match="softmax form has no bias"):
+        contrastive_loss(unit(2, 0), unit(2, 1), torch.tensor(0.1), bias=torch.tensor(1.0))
+
+
 def test_a_batch_of_one_image_costs_nothing_and_is_finite() -> None:
     image = unit(4, 0).requires_grad_()
     loss = contrastive_loss(image, unit(4, 1), torch.tensor(0.1), image_key=torch.ones(4).long())
@@ -108,86 +235,3 @@ def test_excluded_pairs_have_no_gradient() -> None:
         found.append(image.grad)
     torch.testing.assert_close(found[0][0], found[1][0], rtol=0, atol=1e-15)
     assert not torch.allclose(found[0][2], found[1][2])
-
-
-def test_one_process_gathers_nothing() -> None:
-    rows = unit(3, 0)
-    assert world() == (0, 1)
-    assert gather_rows(rows, 8) is rows
-
-
-# --- several ranks ------------------------------------------------------------------------------
-
-
-CASES = [[8], [4, 4], [2, 2, 2, 2], [5, 2]]
-Found = dict[str, Tensor]
-
-
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Found]:
-    """Mean loss and mean gradients over the ranks of each case; a rank's concepts are its number.
-
-    The capacity is one above the largest number, so that padding is always there.
-    """
-    folder = tmp_path_factory.mktemp("ranks")
-    program = [sys.executable, str(PROGRAM), json.dumps(CASES), str(folder)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        program, env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    means = {}
-    for case, counts in enumerate(CASES):
-        found = [torch.load(folder / str(case) / f"{rank}.pt") for rank in range(len(counts))]
-        means[case] = {name: torch.stack([e[name] for e in found]).mean(0) for name in found[0]}
-    return means
-
-
-def gradients(loss: Tensor, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    loss.backward()
-    found = {name: weight.grad for name, weight in weights.items() if weight.grad is not None}
-    return {"loss": loss.detach(), **found}
-
-
-@pytest.mark.ranks
-@pytest.mark.parametrize("case", [0, 1, 2], ids=["1", "2", "4"])
-def test_ranks_equal_one_process(ranks: dict[int, Found], case: int) -> None:
-    """Loss and averaged gradients are those of the whole batch."""
-    weights = program.parameters()
-    whole = gradients(program.loss_of(weights, slice(None), 8, None), weights)
-    assert ranks[case].keys() == whole.keys()
-    for name, value in whole.items():
-        torch.testing.assert_close(ranks[case][name], value, rtol=1e-9, atol=1e-12, msg=name)
-
-
-@pytest.mark.ranks
-def test_ranks_with_different_numbers_of_concepts(ranks: dict[int, Found]) -> None:
-    """The mean over ranks weighs a row by one over its rank's concepts.
-
-    Each row still meets the whole batch; only its weight differs: the result is that of one
-    process which takes the mean of each rank's rows first.
-    """
-    found = ranks[CASES.index([5, 2])]
-    weights = program.parameters()
-    image, text, image_key, text_key = program.batch(7)
-    vectors = [
-        F.normalize(each @ weights[name], dim=1)
-        for each, name in ((image, "image"), (text, "text"))
-    ]
-    blocked = (image_key[:, None] == image_key) | (text_key[:, None] == text_key)
-    blocked &= ~torch.eye(7, dtype=torch.bool)
-    logits = vectors[0] @ vectors[1].T / weights["temperature"]
-    logits = logits.masked_fill(blocked, -math.inf)
-    own = torch.arange(7)
-    rows = F.cross_entropy(logits, own, reduction="none")
-    rows = (rows + F.cross_entropy(logits.T, own, reduction="none")) / 2
-    expected = gradients((rows[:5].mean() + rows[5:].mean()) / 2, weights)
-    for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-12, msg=name)
-    assert found["loss"].item() != pytest.approx(rows.mean().item(), rel=1e-3)
-
-
-def test_more_concepts_than_the_capacity(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wholegrain.objectives.contrastive.world", lambda: (0, 2))
-    with pytest.raises(ValueError, match="4 concepts exceed the capacity of 3"):
-        gather_rows(unit(4, 0), 3)

@@ -1,10 +1,18 @@
 """Hard negatives and the matching loss."""
 
+import math
+
 import pytest
 import torch
 from torch.nn import functional as F
 
-from wholegrain.objectives.matching import draw_negatives, matching_loss, negative_weights
+from wholegrain.objectives.gather import GatheredConcepts
+from wholegrain.objectives.matching import (
+    draw_negatives,
+    matching_loss,
+    matching_sum,
+    negative_weights,
+)
 
 TEMPERATURE = torch.tensor(0.3)
 
@@ -67,6 +75,85 @@ def test_draws_follow_the_weights() -> None:
         assert ((counts[which] / rounds - expected).abs() <= bound).all()
 
 
+@pytest.mark.parametrize("chunk", [None, 1])
+def test_global_draws_follow_the_weights_of_all_ranks(chunk: int | None) -> None:
+    """The second of two ranks has two concepts; the first three, and one row of padding."""
+    torch.manual_seed(0)
+    image, text = unit(8, 0), unit(8, 1)
+    real = torch.tensor([0, 1, 2, 4, 5])
+    everyone = GatheredConcepts(
+        image.index_fill(0, torch.tensor([3, 6, 7]), 0),
+        text.index_fill(0, torch.tensor([3, 6, 7]), 0),
+        valid=torch.isin(torch.arange(8), real),
+        image_key=torch.tensor([1, 2, 3, 0, 4, 1, 0, 0]),
+        text_key=None,
+        first=4,
+        ranks=2,
+    )
+    rounds = 4000
+    counts = torch.zeros(2, 2, 8)
+    for _ in range(rounds):
+        drawn = draw_negatives(
+            image[4:6], text[4:6], TEMPERATURE, scope="global", everyone=everyone, chunk=chunk
+        )
+        assert drawn.valid.all()
+        counts[0, range(2), drawn.image] += 1
+        counts[1, range(2), drawn.text] += 1
+    blocked = torch.tensor([[0, 0, 0, 1, 0], [1, 0, 0, 0, 1]]).bool()
+    for which, (rows, columns) in enumerate(((text, image), (image, text))):
+        weights = negative_weights(rows[4:6] @ columns[real].T / TEMPERATURE, blocked)
+        expected = torch.zeros(2, 8)
+        expected[:, real] = weights / weights.sum(1, keepdim=True)
+        # Five standard deviations of a binomial share.
+        bound = 5 * (expected * (1 - expected) / rounds).sqrt() + 1e-9
+        assert ((counts[which] / rounds - expected).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_rows_that_are_not_finite_draw_evenly(bad: float) -> None:
+    """A bad column leaves no row a softmax; a bad row only its own."""
+    torch.manual_seed(0)
+    similarity = torch.tensor([[9.0, 0.0, 0.0, 5.0], [bad] * 4, [0.0, 9.0, 0.0, 9.0]])
+    weights = negative_weights(similarity, torch.eye(4, dtype=torch.bool)[:3])
+    assert weights.isfinite().all()
+    assert weights[1, [0, 2, 3]].unique().numel() == 1
+    assert weights[1, 1] == 0
+    image, text = unit(4, 0), unit(4, 1)
+    image[2] = bad
+    key = torch.tensor([1, 1, 2, 3])
+    seen = set()
+    for _ in range(200):
+        drawn = draw_negatives(image, text, TEMPERATURE, key)
+        assert drawn.valid.all()
+        for row in range(4):
+            assert key[drawn.image[row]] != key[row]
+            assert key[drawn.text[row]] != key[row]
+        seen.add(drawn.text[2].item())
+    assert seen == {0, 1, 3}
+
+
+def test_a_temperature_of_nothing_draws_evenly() -> None:
+    drawn = draw_negatives(unit(3, 0), unit(3, 1), torch.tensor(0.0))
+    assert (drawn.image != torch.arange(3)).all()
+
+
+def test_draws_are_those_of_full_precision_under_autocast() -> None:
+    image, text = unit(50, 0), unit(50, 1)
+    torch.manual_seed(0)
+    expected = draw_negatives(image, text, torch.tensor(0.01))
+    torch.manual_seed(0)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = draw_negatives(image, text, torch.tensor(0.01))
+    assert torch.equal(found.image, expected.image)
+    assert torch.equal(found.text, expected.text)
+
+
+def test_no_pairs_have_no_negatives() -> None:
+    drawn = draw_negatives(unit(0, 0), unit(0, 1), TEMPERATURE)
+    assert [len(each) for each in drawn] == [0, 0, 0]
+    assert matching_loss(torch.zeros(0, 2), drawn.valid) == 0
+
+
 @pytest.mark.parametrize("count", [1, 3])
 def test_rows_without_negatives_are_marked(count: int) -> None:
     one = torch.ones(count, dtype=torch.long)
@@ -113,3 +200,19 @@ def test_rows_without_negatives_are_not_counted() -> None:
     assert logits.grad[[4, 7]].abs().sum() == 0
     none = matching_loss(logits, torch.zeros(3, dtype=torch.bool))
     torch.testing.assert_close(none, F.cross_entropy(logits[:3], labels[:3]))
+
+
+def test_sum_and_count_of_what_counts() -> None:
+    torch.manual_seed(0)
+    logits, valid = torch.randn(9, 2).double(), torch.tensor([True, False, True])
+    total, count = matching_sum(logits, valid)
+    assert count == 7
+    assert total.dtype == torch.float64
+    torch.testing.assert_close(total / 7, matching_loss(logits, valid))
+    assert matching_sum(logits)[1] == 9
+
+
+def test_lost_logits_show() -> None:
+    logits = torch.zeros(3, 2)
+    logits[1] = torch.nan
+    assert matching_loss(logits, torch.tensor([True])).isnan()
