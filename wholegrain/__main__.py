@@ -24,8 +24,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; returns the exit status."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     arguments = build_parser().parse_args(argv)
-    verb = {"ground": ground, "info": info}[arguments.verb]
-    return verb(arguments)
+    verbs = {
+        "ground": ground,
+        "info": info,
+        "import-xvlm": import_from_xvlm,
+        "export-xvlm": export_to_xvlm,
+    }
+    return verbs[arguments.verb](arguments)
 
 
 def ground(arguments: argparse.Namespace) -> int:
@@ -89,6 +94,40 @@ def info(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def import_from_xvlm(arguments: argparse.Namespace) -> int:
+    """Makes a release of an X-VLM checkpoint and says what went where."""
+    from wholegrain.hub.import_xvlm import import_xvlm
+
+    report = import_xvlm(
+        arguments.file,
+        arguments.out,
+        vocab=arguments.vocab,
+        image_size=arguments.image_size,
+        text_heads=arguments.text_heads,
+        vision_heads=arguments.vision_heads,
+        local_layers=arguments.local_layers,
+        overwrite=arguments.overwrite,
+    )
+    print(report)
+    print(f"\n{arguments.out}: a release; wholegrain.load reads it")
+    return 0
+
+
+def export_to_xvlm(arguments: argparse.Namespace) -> int:
+    """Writes a release in X-VLM's layout."""
+    from wholegrain.hub.export_xvlm import export_xvlm
+
+    print(
+        export_xvlm(
+            arguments.release,
+            arguments.out,
+            layout=arguments.layout,
+            overwrite=arguments.overwrite,
+        )
+    )
+    return 0
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m wholegrain", description=__doc__)
@@ -103,7 +142,36 @@ def build_parser() -> argparse.ArgumentParser:
     two = verbs.add_parser("info", help="verify a release and show its configuration")
     two.add_argument("model", type=Path, metavar="DIR")
     two.add_argument("--json", action="store_true", help="print as JSON")
+    _add_xvlm(verbs)
     return parser
+
+
+def _add_xvlm(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    one = verbs.add_parser("import-xvlm", help="make a release of an X-VLM checkpoint")
+    one.add_argument("file", type=Path, metavar="FILE.th", help="as X-VLM published it")
+    one.add_argument("--out", type=Path, required=True, metavar="DIR", help="the release")
+    one.add_argument("--vocab", type=Path, metavar="FILE", help="vocab.txt of bert-base-uncased")
+    one.add_argument("--image-size", type=_count, metavar="PIXELS", help="default: the file's own")
+    one.add_argument("--text-heads", type=_count, metavar="N", help="default: 64 channels a head")
+    one.add_argument("--vision-heads", type=_count, metavar="N", help="of a ViT; default as above")
+    one.add_argument("--local-layers", type=int, metavar="N", help="of a ViT, default: 4")
+    one.add_argument("--overwrite", action="store_true", help="replace an earlier release")
+    two = verbs.add_parser("export-xvlm", help="write a release in X-VLM's layout")
+    two.add_argument("release", type=Path, metavar="RELEASE")
+    two.add_argument("--out", type=Path, required=True, metavar="FILE.th")
+    two.add_argument(
+        "--layout",
+        choices=("pretrained", "retrieval", "grounding"),
+        help="default: that of the imported file, else pretrained",
+    )
+    two.add_argument("--overwrite", action="store_true", help="replace an earlier file")
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no positive number")
+    return number
 
 
 def _check_out(out: Path, photo: Path) -> None:
