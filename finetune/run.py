@@ -20,6 +20,7 @@ from wholegrain.train.command import Command
 from wholegrain.train.engine import Engine
 from wholegrain.train.loop import Stage, fit, timed_steps
 from wholegrain.train.run_folder import prepare_run_folder
+from wholegrain.train.speed import prepare_model
 
 
 def finetune(command: Command[FinetuneConfig]) -> int:
@@ -30,6 +31,7 @@ def finetune(command: Command[FinetuneConfig]) -> int:
     # Unknown splits and folders end the run here, not after hours of training.
     splits = open_splits(config.data.evaluate)
     model, tokenizer = starting_model(config, corpus)
+    prepare_model(model, config.run)
     stage = grounding_stage(config, corpus, model, tokenizer, engine)
     if command.dry_run:
         plan = timed_steps(stage, config.run, config.optim, engine)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Literal
+
 from pydantic import Field
 
 from wholegrain.config import config
@@ -31,6 +34,20 @@ class ObjectiveConfig:
     """Weight of the patch votes, where the box head has them."""
     all_others_are_negatives: bool = False
     """X-VLM's way: regions of one image and equal texts are each other's negatives too."""
+    contrastive_form: Literal["softmax", "sigmoid"] = "softmax"
+    """How pairs compete: each with all others of its row and column, or each pair for itself
+    (SigLIP)."""
+    contrastive_gradient: Literal["exact", "xvlm"] = "exact"
+    """`exact` is the gradient of the global batch's loss at any number of ranks. `xvlm` repeats its
+    scaling: the vectors' gradient is divided by the number of ranks, the temperature's is not."""
+    contrastive_chunk: int | None = Field(default=None, ge=1)
+    """Rows of the similarities that are held at a time; null holds all of a rank's own."""
+    means: Literal["global", "rank"] = "global"
+    """What a loss is the mean over: the terms of all ranks, so that the number of ranks changes
+    nothing, or, X-VLM's way, each rank's own, of which the ranks' mean is then taken."""
+    negatives: Literal["rank", "global"] = "rank"
+    """Where the negatives of matching are drawn from: this rank's concepts, as X-VLM does, or the
+    whole global batch's."""
     min_temperature: float = Field(default=0.001, gt=0)
     """The learnt temperature is kept above."""
     max_temperature: float = Field(default=0.5, gt=0)
@@ -58,6 +75,35 @@ class CorpusConfig:
     """Its images in each global batch; 0 with a single corpus takes the whole batch."""
     split: str | None = "train"
     """Which split; null takes all."""
+    sampling: ConceptSampling | None = None
+    """Concepts of its images, instead of `data.sampling`; fields that are not named have their
+    defaults, not the values of `data.sampling`. So one folder can bring captions to one entry of
+    the mixture and boxes to another."""
+
+
+@config
+class RegionUpdateConfig:
+    """X-VLM's way to learn from boxes: an update of its own before the image update of some steps.
+
+    Which images a global batch of regions holds does not depend on the number of ranks. Which of
+    their texts are kept does: each rank keeps, or repeats, its own share of `texts`.
+    """
+
+    train: tuple[CorpusConfig, ...]
+    """The mixture of a batch of regions."""
+    probability: float = Field(default=0.5, gt=0, le=1)
+    """Chance of a step to begin with such an update."""
+    images: int = Field(default=384, ge=1)
+    """Images of a global batch of regions (X-VLM: 48 a rank)."""
+    texts: int = Field(default=1024, ge=1)
+    """Texts of a global batch of regions, exactly (X-VLM: 128 a rank): each rank keeps a random
+    subset of its share's size, or repeats some of its texts where they are fewer."""
+    sampling: ConceptSampling = Field(
+        default_factory=lambda: ConceptSampling(
+            max_concepts=5, anchor_first=False, distinct_texts=False
+        )
+    )
+    """Concepts of an image: X-VLM's 5 slots, the caption first where there is one."""
 
 
 @config
@@ -88,12 +134,29 @@ class DataConfig:
     """Tokens a text is cut to, [CLS] included."""
     sampling: ConceptSampling = Field(default_factory=ConceptSampling)
     """Concepts of an image in a batch."""
+    max_concepts: int | None = Field(default=None, ge=1)
+    """Most concepts of a global batch; each rank keeps a random subset of at most its share. null
+    keeps all. What is dropped depends on the number of ranks."""
+    region_updates: RegionUpdateConfig | None = None
+    """Updates of their own on regions; null learns from images and regions in one update."""
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
     """Crops, flips and colours; its resolution is the model's image size."""
     masking: MaskingConfig = Field(default_factory=MaskingConfig)
     """Which words are hidden."""
     workers: int = Field(default=0, ge=0)
-    """Loader processes a rank; 0 decodes in the training process, which is best on few cores."""
+    """Loader processes a rank, and as many again for `region_updates`; 0 decodes in the training
+    process, which is best on few cores."""
+
+
+@config
+class InitConfig:
+    """Pretrained encoders to start from; heads and cross-attention start from nothing."""
+
+    vision: str | None = None
+    """Weights of the image encoder: a Swin, ViT or DeiT checkpoint, or a CLIP folder; null starts
+    from nothing."""
+    text: str | None = None
+    """A BERT folder, for the text and the cross encoder; null starts from nothing."""
 
 
 @config
@@ -106,6 +169,8 @@ class PretrainConfig:
     """Run folder."""
     model: ModelConfig = Field(default_factory=ModelConfig)
     """The model."""
+    init: InitConfig = Field(default_factory=InitConfig)
+    """What the encoders start from; a resumed run starts from its checkpoint instead."""
     objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
     """The losses."""
     optim: OptimConfig = Field(default_factory=OptimConfig)
@@ -114,16 +179,50 @@ class PretrainConfig:
     """Length, precision, reporting."""
 
     def __post_init__(self) -> None:
-        if not self.data.train:
-            raise ConfigError("data.train is empty; name at least one corpus")
-        shares = [corpus.per_batch for corpus in self.data.train]
-        if len(shares) > 1 and sum(shares) != self.run.batch_size:
+        _check_mixture("data.train", self.data.train, "run.batch_size", self.run.batch_size)
+        regions = self.data.region_updates
+        if regions is not None:
+            where = "data.region_updates"
+            _check_mixture(f"{where}.train", regions.train, f"{where}.images", regions.images)
+            for name, count in (("images", regions.images), ("texts", regions.texts)):
+                _check_parts(f"{where}.{name}", count, self.run.accumulation)
+        if self.data.max_concepts is not None:
+            _check_parts("data.max_concepts", self.data.max_concepts, self.run.accumulation)
+        sigmoid = self.objective.contrastive_form == "sigmoid"
+        if sigmoid != (self.model.contrastive_bias is not None):
             raise ConfigError(
-                f"data.train[].per_batch add up to {sum(shares)}, run.batch_size is "
-                f"{self.run.batch_size}; make them equal"
+                f"objective.contrastive_form is {self.objective.contrastive_form!r} and "
+                f"model.contrastive_bias {self.model.contrastive_bias}; the sigmoid form, and it "
+                "alone, has a bias: SigLIP starts it at -10"
             )
         if self.data.max_tokens > self.model.text.max_positions:
             raise ConfigError(
                 f"data.max_tokens {self.data.max_tokens} exceeds model.text.max_positions "
                 f"{self.model.text.max_positions}; lower it"
             )
+
+
+def _check_mixture(
+    where: str, corpora: Sequence[CorpusConfig], total_name: str, total: int
+) -> None:
+    if not corpora:
+        raise ConfigError(f"{where} is empty; name at least one corpus")
+    shares = [corpus.per_batch for corpus in corpora]
+    if len(shares) == 1 and not shares[0]:
+        return
+    if not all(shares):
+        raise ConfigError(
+            f"{where}[{shares.index(0)}].per_batch is 0; in a mixture each corpus has at least 1"
+        )
+    if sum(shares) != total:
+        raise ConfigError(
+            f"{where}[].per_batch add up to {sum(shares)}, {total_name} is {total}; make them equal"
+        )
+
+
+def _check_parts(where: str, count: int, parts: int) -> None:
+    if count % parts:
+        raise ConfigError(
+            f"{where} {count} does not divide into run.accumulation {parts} parts; make it a "
+            "multiple"
+        )

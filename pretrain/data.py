@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 from pretrain.config import CorpusConfig, DataConfig, PretrainConfig
-from pretrain.objective import mark_hidden
+from pretrain.foreign import Capacity
+from pretrain.inputs import mark_hidden
 from wholegrain.data.batch import ConceptBatch
+from wholegrain.data.budget import ConceptBudget
 from wholegrain.data.corpus import Corpus
 from wholegrain.data.sampling import ConceptSampling
-from wholegrain.data.stream import EvalStream, Source, Stream
+from wholegrain.data.stream import EvalStream, Source, Stream, make_order
 from wholegrain.errors import ConfigError
 from wholegrain.text import Tokenizer
 
@@ -24,63 +26,135 @@ class PretrainData:
 
     config: PretrainConfig
     corpora: list[Corpus]
+    """Each corpus once, in whatever mixtures it stands."""
     sources: list[Source]
-    """One for each corpus."""
+    """The mixture: one for each of its entries."""
+    region_sources: list[Source]
+    """The mixture of the region updates, where there are any."""
     validation: Corpus | None
     tokenizer: Tokenizer
+    grid: tuple[int, int] | None = None
+    """The model's patch grid, once it is known: what boxes show of it is counted on the host."""
 
     def stream(self, start: int, stop: int, rank: int, world: int) -> Iterator[ConceptBatch]:
         """A rank's parts `start` .. `stop` - 1 of the global batches."""
-        data, resolution = self.config.data, self.config.model.vision.image_size
-        stream = Stream(
-            self.sources,
-            seed=self.config.run.seed,
-            tokenizer=self.tokenizer,
-            augment=dataclasses.replace(data.augment, resolution=resolution),
-            sampling=_sampling(data),
-            masking=data.masking,
-            rank=rank,
-            world=world,
-            start_step=start,
-            stop_step=stop,
-            workers=data.workers,
-        )
-        return map(mark_hidden, stream)
+        stream = self._stream(self.sources, start, stop, rank, world, self._budget(world))
+        boxes = self._has_boxes()
+        return (mark_hidden(batch, self.grid, boxes) for batch in stream)
+
+    def region_stream(self, start: int, stop: int, rank: int, world: int) -> Iterator[ConceptBatch]:
+        """A rank's parts `start` .. `stop` - 1 of the global batches of regions."""
+        budget = self._region_budget(world)
+        stream = self._stream(self.region_sources, start, stop, rank, world, budget)
+        return (mark_hidden(batch, self.grid) for batch in stream)
 
     def validation_stream(
         self, rank: int, world: int, batch_size: int = 32
     ) -> Iterator[ConceptBatch]:
         """Validation batches of a rank; the same whatever the number of ranks."""
-        if self.validation is None:
+        data = self.config.data
+        if self.validation is None or data.validation is None:
             return iter(())
         stream = EvalStream(
             self.validation,
             batch_size=batch_size,
             tokenizer=self.tokenizer,
             resolution=self.config.model.vision.image_size,
-            sampling=_sampling(self.config.data),
-            masking=self.config.data.masking,
+            sampling=_cut(data.validation.sampling or data.sampling, data),
+            masking=data.masking,
             rank=rank,
             world=world,
-            limit=self.config.data.validation_images,
+            limit=data.validation_images,
         )
-        return map(mark_hidden, stream)
+        return (mark_hidden(batch, self.grid) for batch in stream)
 
-    def capacity(self, world: int) -> int:
-        """The most concepts that a rank's part of a batch can hold."""
-        sampling, run = _sampling(self.config.data), self.config.run
-        each = [sampling.captions_per_image, sampling.max_regions, sampling.max_objects]
-        if any(count is None for count in each):
-            raise ConfigError(
-                "data.sampling: captions_per_image, max_regions and max_objects need numbers in "
-                "training; null (all) is for evaluation"
-            )
-        concepts = sum(count or 0 for count in each) * (sampling.texts_per_region or 1)
-        return run.batch_size // (run.accumulation * world) * concepts
+    def capacity(self, world: int) -> Capacity:
+        """The most that a rank's part of any batch can hold."""
+        data, run = self.config.data, self.config.run
+        regions = data.region_updates
+        images = max(run.batch_size, regions.images if regions is not None else 0)
+        share = images // (run.accumulation * world)
+        return Capacity(self.most_concepts(world), share, data.max_tokens)
+
+    def most_concepts(self, world: int) -> int:
+        """The most concepts that a rank's part of any batch can hold.
+
+        Raises:
+            ConfigError: nothing bounds them, or a batch does not divide by the number of ranks.
+        """
+        most = _most_concepts(self.sources, world)
+        budget = self._budget(world)
+        if budget is not None:
+            most = min(most, budget.concepts)
+        regions = self._region_budget(world)
+        if regions is not None:
+            make_order(0, self.region_sources).check_world(0, world)
+            most = max(most, regions.concepts)
+        return most
 
     def fingerprints(self) -> dict[str, str]:
-        """Name of each corpus to its fingerprint."""
-        return {source.name: source.corpus.fingerprint for source in self.sources}
+        """Name of each entry of the mixtures to its corpus's fingerprint."""
+        sources = [*self.sources, *self.region_sources]
+        return {source.name: source.corpus.fingerprint for source in sources}
+
+    def _stream(
+        self,
+        sources: Sequence[Source],
+        start: int,
+        stop: int,
+        rank: int,
+        world: int,
+        budget: ConceptBudget | None,
+    ) -> Stream:
+        data, resolution = self.config.data, self.config.model.vision.image_size
+        return Stream(
+            sources,
+            seed=self.config.run.seed,
+            tokenizer=self.tokenizer,
+            augment=dataclasses.replace(data.augment, resolution=resolution),
+            sampling=data.sampling,
+            masking=data.masking,
+            rank=rank,
+            world=world,
+            start_step=start,
+            stop_step=stop,
+            workers=data.workers,
+            budget=budget,
+        )
+
+    def _budget(self, world: int) -> ConceptBudget | None:
+        most = self.config.data.max_concepts
+        if most is None:
+            return None
+        return ConceptBudget(self._share("data.max_concepts", most, world))
+
+    def _region_budget(self, world: int) -> ConceptBudget | None:
+        regions = self.config.data.region_updates
+        if regions is None:
+            return None
+        share = self._share("data.region_updates.texts", regions.texts, world)
+        return ConceptBudget(share, exact=True)
+
+    def _share(self, where: str, count: int, world: int) -> int:
+        """Of one rank in one part of a batch."""
+        parts = self.config.run.accumulation * world
+        if count % parts:
+            raise ConfigError(
+                f"{where} {count} does not divide into {world} ranks x "
+                f"{self.config.run.accumulation} accumulated parts; make it a multiple"
+            )
+        return count // parts
+
+    def _has_boxes(self) -> bool:
+        """Whether the main updates train the box head.
+
+        Beside region updates they leave it alone where no entry of the mixture brings a region:
+        not even its moments and decay may move it. Alone they must take every parameter along.
+        """
+        if not self.region_sources:
+            return True
+        samplings = [source.sampling for source in self.sources if source.sampling is not None]
+        return any(each.max_regions != 0 or each.max_objects != 0 for each in samplings)
 
 
 def open_data(config: PretrainConfig, tokenizer: Tokenizer | None = None) -> PretrainData:
@@ -91,23 +165,48 @@ def open_data(config: PretrainConfig, tokenizer: Tokenizer | None = None) -> Pre
         tokenizer: of the run's checkpoint, where it is resumed.
     """
     data, run = config.data, config.run
-    corpora = [open_corpus(corpus) for corpus in data.train]
-    sources = []
-    for number, corpus in enumerate(data.train):
-        per_batch = corpus.per_batch or run.batch_size
-        if per_batch % run.accumulation:
-            raise ConfigError(
-                f"data.train[{number}].per_batch {per_batch} does not divide into "
-                f"run.accumulation {run.accumulation} parts; make it a multiple"
-            )
-        # Named by its place, not its path: the order is a function of the name, and a corpus
-        # may lie elsewhere on another machine.
-        name = f"data.train[{number}]"
-        sources.append(Source(name, corpora[number], per_batch // run.accumulation))
+    opened: dict[tuple[str, str | None], Corpus] = {}
+    sources = _sources("data.train", data.train, run.batch_size, data.sampling, config, opened)
+    region_sources: list[Source] = []
+    if data.region_updates is not None:
+        rules = data.region_updates
+        region_sources = _sources(
+            "data.region_updates.train", rules.train, rules.images, rules.sampling, config, opened
+        )
     validation = open_corpus(data.validation) if data.validation else None
+    corpora = list(opened.values())
     if tokenizer is None:
         tokenizer = make_tokenizer(data, corpora)
-    return PretrainData(config, corpora, sources, validation, tokenizer)
+    return PretrainData(config, corpora, sources, region_sources, validation, tokenizer)
+
+
+def _sources(
+    where: str,
+    entries: Sequence[CorpusConfig],
+    total: int,
+    sampling: ConceptSampling,
+    config: PretrainConfig,
+    opened: dict[tuple[str, str | None], Corpus],
+) -> list[Source]:
+    """The entries of a mixture whose global batch has `total` images; fills `opened`."""
+    parts = config.run.accumulation
+    sources = []
+    for number, entry in enumerate(entries):
+        # Named by its place, not its path: the order is a function of the name, and a corpus
+        # may lie elsewhere on another machine.
+        name = f"{where}[{number}]"
+        per_batch = entry.per_batch or total
+        if per_batch % parts:
+            raise ConfigError(
+                f"{name}.per_batch {per_batch} does not divide into run.accumulation {parts} "
+                "parts; make it a multiple"
+            )
+        key = (entry.path, entry.split)
+        if key not in opened:
+            opened[key] = open_corpus(entry)
+        rules = _cut(entry.sampling or sampling, config.data)
+        sources.append(Source(name, opened[key], per_batch // parts, rules))
+    return sources
 
 
 def open_corpus(corpus: CorpusConfig) -> Corpus:
@@ -134,5 +233,21 @@ def _texts(corpus: Corpus) -> Iterator[str]:
             yield from region.attributes
 
 
-def _sampling(data: DataConfig) -> ConceptSampling:
-    return dataclasses.replace(data.sampling, max_tokens=data.max_tokens)
+def _cut(sampling: ConceptSampling, data: DataConfig) -> ConceptSampling:
+    return dataclasses.replace(sampling, max_tokens=data.max_tokens)
+
+
+def _most_concepts(sources: Sequence[Source], world: int) -> int:
+    """The most concepts of any rank's part of a batch, before any budget."""
+    most = []
+    for source in sources:
+        count = source.sampling.most_concepts() if source.sampling is not None else None
+        if count is None:
+            raise ConfigError(
+                f"{source.name}: the sampling's captions_per_image, max_regions and max_objects, "
+                "or its max_concepts, need numbers in training; null (all) is for evaluation"
+            )
+        most.append(count)
+    order = make_order(0, sources)
+    slices = [order.rank_slice(0, rank, world).part.tolist() for rank in range(world)]
+    return max(sum(most[part] for part in parts) for parts in slices)

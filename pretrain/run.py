@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from pretrain.config import PretrainConfig
+from pretrain.config import CorpusConfig, InitConfig, PretrainConfig
 from pretrain.data import PretrainData, open_data
 from pretrain.objective import PretrainingModule
 from pretrain.validate import validate
 from wholegrain.config import dump_config, to_dict
+from wholegrain.data.stream import Source
 from wholegrain.errors import ConfigError
 from wholegrain.hub.card import Card
 from wholegrain.hub.release import save_release
@@ -25,6 +27,14 @@ from wholegrain.train.engine import Engine
 from wholegrain.train.loop import Stage, fit, timed_steps
 from wholegrain.train.meters import METRICS
 from wholegrain.train.run_folder import environment, prepare_run_folder
+from wholegrain.train.speed import prepare_model
+from wholegrain.train.updates import ExtraUpdates
+
+_ORIGIN = {
+    "vision": "get Swin-B from https://github.com/SwinTransformer/storage/releases/download/v1.0.0/"
+    "swin_base_patch4_window7_224_22k.pth, or name another encoder's weights",
+    "text": "get BERT with `hf download google-bert/bert-base-uncased --local-dir PATH`",
+}
 
 
 def pretrain(command: Command[PretrainConfig]) -> int:
@@ -35,6 +45,10 @@ def pretrain(command: Command[PretrainConfig]) -> int:
     config = fit_vocabulary(config, data.tokenizer)
     torch.manual_seed(config.run.seed)
     model = MultiGrainModel(config.model)
+    data.grid = model.vision.grid
+    if checkpoint.latest(out) is None:
+        start_from(config.init, model, say=engine.is_main)
+    prepare_model(model, config.run)
     stage = pretraining_stage(config, data, model, engine)
     if command.dry_run:
         plan = timed_steps(stage, config.run, config.optim, engine)
@@ -63,6 +77,7 @@ def pretraining_stage(
         module=PretrainingModule(model, config.objective, data.capacity(engine.world)),
         model=model,
         batches=lambda start, stop: data.stream(start, stop, engine.rank, engine.world),
+        extra=region_updates(config, data, engine),
         validate=measure if data.validation is not None else None,
         facts={
             "corpora": data.fingerprints(),
@@ -70,6 +85,7 @@ def pretraining_stage(
             "batch_size": config.run.batch_size,
             "accumulation": config.run.accumulation,
             "steps": config.run.steps,
+            **_region_facts(config),
         },
         files={
             "config.json": json.dumps(to_dict(config.model), indent=1),
@@ -78,17 +94,72 @@ def pretraining_stage(
     )
 
 
-def describe(data: PretrainData) -> str:
-    """What is read, in two lines."""
-    run = data.config.run
-    paths = [corpus.path for corpus in data.config.data.train]
-    sizes = [len(source.corpus) for source in data.sources]
-    total = sum(sizes)
-    names = ", ".join(f"{p} ({size:,})" for p, size in zip(paths, sizes, strict=True))
-    return (
-        f"corpora      {names}; {data.tokenizer.vocab_size:,} word pieces\n"
-        f"epochs       {run.steps * run.batch_size / total:.1f} of {total:,} images"
+def region_updates(
+    config: PretrainConfig, data: PretrainData, engine: Engine
+) -> ExtraUpdates | None:
+    """The updates on regions alone, where the config asks for them."""
+    regions = config.data.region_updates
+    if regions is None:
+        return None
+    return ExtraUpdates(
+        name="region",
+        batches=lambda start, stop: data.region_stream(start, stop, engine.rank, engine.world),
+        images=regions.images,
+        probability=regions.probability,
     )
+
+
+def _region_facts(config: PretrainConfig) -> dict[str, object]:
+    regions = config.data.region_updates
+    if regions is None:
+        return {}
+    return {
+        "region_images": regions.images,
+        "region_texts": regions.texts,
+        "region_probability": regions.probability,
+    }
+
+
+def start_from(init: InitConfig, model: MultiGrainModel, say: bool = True) -> None:
+    """Loads the pretrained encoders that a fresh run starts from.
+
+    Raises:
+        ConfigError: one is not there; says where it comes from.
+    """
+    paths = {"vision": init.vision, "text": init.text}
+    files = {name: Path(path) for name, path in paths.items() if path is not None}
+    for name, path in files.items():
+        if not path.exists():
+            raise ConfigError(
+                f"init.{name} is {str(path)!r}, which does not exist; {_ORIGIN[name]}, or set "
+                f"init.{name} to null to start from nothing"
+            )
+    if not files:
+        return
+    from wholegrain.hub.backbones import load_backbones
+
+    report = load_backbones(model, **files)
+    if say:
+        print(report)
+
+
+def describe(data: PretrainData) -> str:
+    """What is read, a line for each mixture."""
+    config, run = data.config.data, data.config.run
+    total = sum(len(source.corpus) for source in data.sources)
+    lines = [
+        f"corpora      {_named(config.train, data.sources)}; "
+        f"{data.tokenizer.vocab_size:,} word pieces",
+        f"epochs       {run.steps * run.batch_size / total:.1f} of {total:,} images",
+    ]
+    if config.region_updates is not None:
+        lines.append(f"regions      {_named(config.region_updates.train, data.region_sources)}")
+    return "\n".join(lines)
+
+
+def _named(entries: Sequence[CorpusConfig], sources: Sequence[Source]) -> str:
+    pairs = zip(entries, sources, strict=True)
+    return ", ".join(f"{entry.path} ({len(source.corpus):,})" for entry, source in pairs)
 
 
 def fit_vocabulary(config: PretrainConfig, tokenizer: Tokenizer) -> PretrainConfig:
@@ -127,11 +198,11 @@ def finish(
         command=command.line,
     )
     results = [table] if figures else []
-    names = ", ".join(Path(corpus.path).name for corpus in config.data.train)
+    names = ", ".join(dict.fromkeys(corpus.path.name for corpus in data.corpora))
     card = Card(
         title=f"wholegrain, pretrained on {names}",
         summary="Pretrained on image captions, region phrases and object labels at once.",
-        manifests=[dict(corpus.manifest) for corpus in data.corpora],
+        manifests=list({c.path: dict(c.manifest) for c in data.corpora}.values()),
         recipe=dump_config(config),
         command=command.line,
         results=results,

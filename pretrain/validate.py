@@ -11,11 +11,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pretrain.config import ObjectiveConfig
-from pretrain.objective import Outputs, inputs_of, run_objectives
+from pretrain.inputs import inputs_of
+from pretrain.objective import Outputs, run_objectives
 from wholegrain.boxes import cxcywh_to_xyxy, iou
 from wholegrain.data.batch import GRAINS, IMAGE, ConceptBatch
 from wholegrain.model.multigrain import MultiGrainModel
-from wholegrain.objectives.contrastive import world
+from wholegrain.objectives.gather import world
 
 _SEED = 20  # of the drawn negatives: the same at each validation
 
@@ -79,7 +80,7 @@ def validate(
         inputs = inputs_of(batch, model, options)
         outputs = run_objectives(model, inputs, options)
         tally = Tally()
-        _observe(tally, outputs, batch, inputs.hidden[2])
+        _observe(tally, outputs, batch, inputs.hidden.label)
         whole = batch.grain == IMAGE
         seen.append(
             _Seen(

@@ -40,6 +40,37 @@ def test_defaults_are_xvlms_objectives() -> None:
             r"unknown key 'data\.train\.0\.spilt'; did you mean 'split'",
         ),
         (
+            {"data": {"train": [{"path": "a"}, {"path": "b", "per_batch": 64}]}},
+            r"data\.train\[0\]\.per_batch is 0; in a mixture each corpus has at least 1",
+        ),
+        (
+            {"data": {"train": [{"path": "a"}], "region_updates": {"train": []}}},
+            r"data\.region_updates\.train is empty; name at least one corpus",
+        ),
+        (
+            {"data": {"train": [{"path": "a"}], "region_updates": {"train": TWO, "images": 8}}},
+            r"data\.region_updates\.train\[\]\.per_batch add up to 7, data\.region_updates\.images "
+            r"is 8; make them equal",
+        ),
+        (
+            {
+                "data": {
+                    "train": [{"path": "a"}],
+                    "region_updates": {"train": [{"path": "a"}], "images": 8, "texts": 9},
+                },
+                "run": {"accumulation": 2},
+            },
+            r"region_updates\.texts 9 does not divide into run\.accumulation 2 parts; make it a",
+        ),
+        (
+            {"data": {"train": [{"path": "a"}], "max_concepts": 9}, "run": {"accumulation": 2}},
+            r"data\.max_concepts 9 does not divide into run\.accumulation 2 parts; make it a",
+        ),
+        (
+            {"data": {"train": [{"path": "a"}]}, "objective": {"contrastive_gradient": "right"}},
+            r"contrastive_gradient.*right",
+        ),
+        (
             {"data": {"train": [{"path": "a"}]}, "run": {"batch_size": 10, "accumulation": 4}},
             r"batch_size 10 .*accumulation 4",
         ),

@@ -28,6 +28,7 @@ from wholegrain.data.randaugment import rand_augment
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
 _MEAN_STRIDE = 13  # odd, so that the pixels that stand for the mean come from all columns
 _LOG_ASPECT = log(4 / 3)
+_CROP_ATTEMPTS = 10
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -41,11 +42,12 @@ class AugmentConfig:
 
     mode: Literal["none", "crop", "xvlm"] = "crop"
     """`none` squeezes the whole image. `crop` takes a random part that holds one box entirely.
-    `xvlm` draws the part of an image with boxes as X-VLM does: each edge uniformly between the
-    box's edge and the image's."""
+    `xvlm` draws as X-VLM does: of an image with boxes each edge uniformly between the box's edge
+    and the image's; of another as torchvision's RandomResizedCrop, which takes no part whose sides
+    do not fit."""
 
     min_scale: Annotated[float, Field(gt=0, le=1)] = 0.2
-    """Smallest share of the image's area that `crop` shows; the largest is 1. Sides are in the
+    """Smallest share of the image's area that a crop shows; the largest is 1. Sides are in the
     ratio 3:4 to 4:3, unless the box that must stay needs more."""
 
     flip: Literal["never", "careful", "swap", "blind"] = "careful"
@@ -141,6 +143,8 @@ class Augment:
         elif rules.mode == "xvlm" and anchor is not None:
             left, right = _open_span(anchor[0], anchor[2], width, rng)
             top, bottom = _open_span(anchor[1], anchor[3], height, rng)
+        elif rules.mode == "xvlm":
+            left, top, right, bottom = _resized_crop(width, height, rules.min_scale, rng)
         else:
             area = width * height * rng.uniform(rules.min_scale, 1.0)
             ratio = exp(rng.uniform(-_LOG_ASPECT, _LOG_ASPECT))
@@ -231,6 +235,30 @@ def _span(
     first, last = max(0, high - length), min(low, limit - length)
     start = first + int(rng.random() * (last - first + 1))
     return start, start + length
+
+
+def _resized_crop(
+    width: int, height: int, min_scale: float, rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom as torchvision's RandomResizedCrop draws them.
+
+    It draws up to ten times until the sides fit, then takes the largest central part of an admitted
+    shape.
+    """
+    for _ in range(_CROP_ATTEMPTS):
+        area = width * height * rng.uniform(min_scale, 1.0)
+        ratio = exp(rng.uniform(-_LOG_ASPECT, _LOG_ASPECT))
+        wide, high = round(sqrt(area * ratio)), round(sqrt(area / ratio))
+        if 0 < wide <= width and 0 < high <= height:
+            left = int(rng.random() * (width - wide + 1))
+            top = int(rng.random() * (height - high + 1))
+            return left, top, left + wide, top + high
+    wide, high = (
+        min(width, max(1, round(height * 4 / 3))),
+        min(height, max(1, round(width * 4 / 3))),
+    )
+    left, top = (width - wide) // 2, (height - high) // 2
+    return left, top, left + wide, top + high
 
 
 def _open_span(low: float, high: float, limit: int, rng: np.random.Generator) -> tuple[int, int]:

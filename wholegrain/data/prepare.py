@@ -100,7 +100,7 @@ class Preparer:
         candidates = [
             *caption_candidates(record, sampling, rng),
             *region_candidates(record, usable, seen.shares, seen.anchor, sampling, rng),
-        ]
+        ][: sampling.max_concepts]
         swap = seen.flipped and self.augment.config.flip == "swap"
         masking_rng = rng if masking_rng is None else masking_rng
         concepts = []

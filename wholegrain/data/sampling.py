@@ -29,11 +29,19 @@ class ConceptSampling:
     captions_per_image: Count = 1
     """Image concepts of an image; None takes every caption."""
 
+    phrases_as_captions: bool = False
+    """A record without captions offers the phrases of its regions in their place, as ALBEF's list
+    of Visual Genome captions does."""
+
     max_regions: Count = 5
     """Most region concepts of an image; None takes all."""
 
     max_objects: Count = 5
     """Most object concepts of an image; None takes all."""
+
+    max_concepts: Annotated[int, Field(ge=1)] | None = None
+    """Most concepts of an image in all, captions first (X-VLM: 5); None sets no limit beside those
+    of each grain."""
 
     texts_per_region: Annotated[int, Field(ge=1)] | None = 1
     """Texts taken of each region, each a concept of its own; None takes all, as evaluation of
@@ -41,6 +49,9 @@ class ConceptSampling:
 
     min_area_kept: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """A region is dropped unless the crop shows more than this share of its box."""
+
+    anchor_first: bool = True
+    """The region that a crop was made for is surely among the chosen; X-VLM leaves it to chance."""
 
     distinct_texts: bool = True
     """Takes a text once an image: "a man" twice on one image is a false negative of itself."""
@@ -51,6 +62,14 @@ class ConceptSampling:
 
     max_tokens: Annotated[int, Field(ge=2, le=512)] = 40
     """Longer texts are cut; ``[CLS]`` counts."""
+
+    def most_concepts(self) -> int | None:
+        """The most concepts that an image can bring; None where nothing bounds them."""
+        if self.captions_per_image is None or self.max_regions is None or self.max_objects is None:
+            return self.max_concepts
+        # A grain's limit counts texts, however many a region has.
+        count = self.captions_per_image + self.max_regions + self.max_objects
+        return count if self.max_concepts is None else min(count, self.max_concepts)
 
     @classmethod
     def everything(cls, reference: str | None = None, max_tokens: int = 40) -> ConceptSampling:
@@ -91,8 +110,12 @@ def caption_candidates(
     record: Record, rules: ConceptSampling, rng: np.random.Generator | None
 ) -> list[Candidate]:
     """The chosen captions; without `rng` the first ones."""
-    chosen = _some(range(len(record.captions)), rules.captions_per_image, rng)
-    return [Candidate(IMAGE, record.captions[i], -1, i) for i in chosen]
+    texts: Sequence[str] = record.captions
+    if not texts and rules.phrases_as_captions:
+        phrases = (region for region in record.regions if region.grain == "region")
+        texts = [text for region in phrases for text in region.texts]
+    chosen = _some(range(len(texts)), rules.captions_per_image, rng)
+    return [Candidate(IMAGE, texts[i], -1, i) for i in chosen]
 
 
 def region_candidates(
@@ -108,13 +131,13 @@ def region_candidates(
     Args:
         positions: regions to choose among, from `usable_regions`.
         shares: parallel to `positions`, the share of the box that the view shows.
-        anchor: the region that the crop was made for; it comes first.
+        anchor: the region that the crop was made for; with `anchor_first` it comes first.
         rng: None takes regions and texts in the record's order.
     """
     left = {"region": rules.max_regions, "object": rules.max_objects}
     share_of = dict(zip(positions, shares, strict=True))
     order = _some(positions, None, rng)
-    if anchor is not None:
+    if anchor is not None and rules.anchor_first:
         order.remove(anchor)
         order.insert(0, anchor)
     used: set[str] = set()

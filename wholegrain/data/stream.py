@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from wholegrain.data.augment import AugmentConfig
 from wholegrain.data.batch import ConceptBatch, Sample, collate
+from wholegrain.data.budget import ConceptBudget
 from wholegrain.data.masking import MaskingConfig
 from wholegrain.data.order import Order, Part, keyed_rng, stable_key
 from wholegrain.data.prepare import Preparer, SampleReader
@@ -84,6 +85,8 @@ class Stream:
         workers: loader processes; 0 prepares batches in this one. The batches are the same.
         skips: what to do about bad samples; `ledger` counts them.
         pin_memory: page-lock the batches (needs workers and an accelerator).
+        budget: concepts of this rank's batch; None keeps them all. What it keeps depends on the
+            number of ranks, since each rank has a budget of its own.
 
     Raises:
         ConfigError: the mixture is unsound or does not divide by `world`.
@@ -105,6 +108,7 @@ class Stream:
         workers: int = 0,
         skips: SkipPolicy | None = None,
         pin_memory: bool = False,
+        budget: ConceptBudget | None = None,
     ) -> None:
         self.order = make_order(seed, sources)
         self.order.check_world(rank, world)
@@ -113,7 +117,7 @@ class Stream:
         self._workers, self._pin = workers, pin_memory
         preparer = Preparer(tokenizer, augment, masking)
         self._batches = _TrainingBatches(
-            tuple(sources), self.order, preparer, sampling, rank, world
+            tuple(sources), self.order, preparer, sampling, rank, world, budget
         )
 
     def __len__(self) -> int:
@@ -189,9 +193,10 @@ class _TrainingBatches(Dataset[_Delivery]):
         sampling: ConceptSampling,
         rank: int,
         world: int,
+        budget: ConceptBudget | None,
     ) -> None:
         self.sources, self.order, self.preparer = sources, order, preparer
-        self.rank, self.world = rank, world
+        self.rank, self.world, self.budget = rank, world, budget
         self.samplings = [source.sampling or sampling for source in sources]
         self.keys = [stable_key("sample", part.name, part.fingerprint) for part in order.parts]
 
@@ -204,6 +209,9 @@ class _TrainingBatches(Dataset[_Delivery]):
                 samples.append(self._sample(part, epoch, index, skips))
             except DataError as error:
                 return _Delivery(None, len(samples) + len(skips), tuple(skips), str(error))
+        if self.budget is not None:
+            rng = keyed_rng("budget", self.order.seed, step, self.rank, *self.keys)
+            samples = self.budget.kept(samples, rng)
         batch = collate(samples, self.preparer.tokenizer.pad_id)
         batch.extras["step"] = step
         return _Delivery(batch, len(samples) + len(skips), tuple(skips))

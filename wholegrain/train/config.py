@@ -42,13 +42,18 @@ class RunConfig:
     """Length, precision, reporting and checkpoints of a run."""
 
     steps: int = Field(default=1000, ge=1)
-    """Optimizer steps."""
+    """Steps of the schedule: one optimizer update each, or two where another precedes it."""
     batch_size: int = Field(default=64, ge=1)
     """Images of a global batch, over all ranks and accumulated parts."""
     accumulation: int = Field(default=1, ge=1)
     """Parts that a global batch is computed in."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Precision of matrix products; parameters, losses and similarities stay fp32."""
+    compile: bool = False
+    """Compiles the model's blocks with ``torch.compile``: minutes at the start, faster steps."""
+    checkpoint_activations: bool = False
+    """Computes activations again in the backward pass instead of keeping them: at most half of the
+    memory for about a third more time."""
     seed: int = Field(default=0, ge=0)
     """Seed of weights, order, augmentation and dropout."""
     log_every: int = Field(default=10, ge=1)
@@ -60,7 +65,7 @@ class RunConfig:
     keep: int = Field(default=2, ge=1)
     """Checkpoints kept."""
     max_skipped: int = Field(default=10, ge=0)
-    """Steps in a row that may be lost to a non-finite gradient before the run stops."""
+    """Updates in a row that may be lost to a non-finite gradient before the run stops."""
 
     def __post_init__(self) -> None:
         if self.batch_size % self.accumulation:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from wholegrain.errors import ConfigError
@@ -60,10 +60,19 @@ class Engine:
         device: torch.device = self.accelerator.device
         return device
 
-    def wrap(self, module: nn.Module) -> nn.Module:
-        """The module on its device, synchronised over ranks."""
+    def wrap(self, module: nn.Module, some_unused: bool = False) -> nn.Module:
+        """The module on its device, synchronised over ranks.
+
+        Args:
+            some_unused: some updates pass by some of the parameters. Those keep no gradient, so
+                that the optimizer leaves them alone, on every rank; finding them takes the host a
+                walk through each graph.
+        """
         if self.world == 1:
             return module.to(self.device)
+        self.accelerator.ddp_handler = DistributedDataParallelKwargs(
+            find_unused_parameters=some_unused
+        )
         wrapped: nn.Module = self.accelerator.prepare_model(module)
         return wrapped
 
@@ -89,6 +98,11 @@ class Engine:
         for buffer in module.buffers():
             if buffer.is_floating_point():
                 dist.broadcast(buffer, src=0)
+
+    def synchronise(self) -> None:
+        """Waits until the device has done what it was given; for clocks, never in the loop."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def wait(self) -> None:
         """All ranks meet."""

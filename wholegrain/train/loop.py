@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import resource
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from wholegrain.errors import CheckpointError, WholegrainError
 from wholegrain.train import checkpoint
@@ -20,14 +20,9 @@ from wholegrain.train.engine import Engine
 from wholegrain.train.meters import Averages, Journal, Throughput
 from wholegrain.train.optim import Optimizer
 from wholegrain.train.preempt import StopRequest
+from wholegrain.train.updates import Batches, ExtraUpdates, Trainer, UpdateKind
 
-_TIMED = 3  # steps of a dry run; the first warms up and is not counted
-
-
-class Batches(Protocol):
-    """A stream of a rank's batches from a given part on."""
-
-    def __call__(self, start: int, stop: int) -> Iterable[Any]: ...
+_TIMED = 3  # updates of each kind in a dry run; the first warms up and is not counted
 
 
 @dataclass
@@ -42,6 +37,9 @@ class Stage:
     """The part of `module` that checkpoints hold."""
     batches: Batches
     """``batches(a, b)`` gives this rank's parts a .. b - 1 of the global batches."""
+    extra: ExtraUpdates | None = None
+    """Updates on other batches before the main one of some steps; some of the parameters may then
+    take no part in some of the updates."""
     validate: Callable[[], Mapping[str, float]] | None = None
     """Called with the module in evaluation mode; every rank calls it, all get the same figures."""
     facts: dict[str, Any] = field(default_factory=dict)
@@ -67,37 +65,29 @@ def fit(stage: Stage, run: RunConfig, optim: OptimConfig, engine: Engine, out: P
 
     Raises:
         Interrupted: after SIGTERM or SIGUSR1, with a checkpoint written.
-        WholegrainError: too many non-finite steps in a row.
+        WholegrainError: too many non-finite updates in a row.
     """
     optimizer = Optimizer(stage.module, optim, run.steps, stage.adapters)
     # A model that comes from a release is in evaluation mode.
     stage.module.train().to(engine.device)
     averages, speed = Averages(), Throughput()
     start = _resume(stage, optimizer, averages, out)
-    wrapped = engine.wrap(stage.module)
+    wrapped = engine.wrap(stage.module, some_unused=stage.extra is not None)
+    trainer = Trainer(wrapped, run, engine, optimizer, averages, speed)
     with (
         Journal(out, run.steps, start, stage.name, engine.is_main) as journal,
         StopRequest() as stop,
     ):
-        parts = iter(stage.batches(start * run.accumulation, run.steps * run.accumulation))
+        kinds = _kinds(stage, run, start, run.steps)
         for step in range(start, run.steps):
-            seed_step(run.seed, step, engine.rank)
-            rate = optimizer.begin_step(step)
-            for part in range(run.accumulation):
-                batch = _next(parts, speed)
-                with engine.part(wrapped, last=part == run.accumulation - 1):
-                    losses = wrapped(batch.to(engine.device))
-                    loss = losses["loss"] / run.accumulation
-                engine.backward(loss)
-                averages.add(losses)
-            norm, skipped = optimizer.step()
-            speed.step(run.batch_size)
-            averages.add({"gradient_norm": norm.nan_to_num(0.0, 0.0, 0.0), "skipped": skipped})
+            for kind in kinds:
+                if kind.due(step):
+                    rate = trainer.update(kind, step)
             done = step + 1
             if done % run.log_every == 0 or done == run.steps:
                 means = engine.mean({**averages.take(), **speed.take()})
                 journal.write(done, "train", {**means, "learning_rate": rate})
-                _stop_if_lost(int(optimizer.lost_in_a_row), run, out)
+                _stop_if_lost(max(int(kind.lost_in_a_row) for kind in kinds), run, out)
             if _due(done, run.validate_every, run.steps) and stage.validate is not None:
                 journal.write(done, "val", validated(stage, engine))
                 speed.take()
@@ -113,32 +103,54 @@ def fit(stage: Stage, run: RunConfig, optim: OptimConfig, engine: Engine, out: P
 def timed_steps(stage: Stage, run: RunConfig, optim: OptimConfig, engine: Engine) -> str:
     """Takes a few real steps, keeps nothing, and says what the run will be."""
     optimizer = Optimizer(stage.module, optim, run.steps, stage.adapters)
-    wrapped = engine.wrap(stage.module.train().to(engine.device))
-    parts = iter(stage.batches(0, _TIMED * run.accumulation))
-    times: list[float] = []
-    losses: dict[str, Tensor] = {}
-    for step in range(_TIMED):
-        seed_step(run.seed, step, engine.rank)
-        start = time.perf_counter()
-        for part in range(run.accumulation):
-            with engine.part(wrapped, last=part == run.accumulation - 1):
-                losses = wrapped(next(parts).to(engine.device))
-            engine.backward(losses["loss"] / run.accumulation)
-        optimizer.step()
-        times.append(time.perf_counter() - start)
-    seconds = min(times[1:])
+    wrapped = engine.wrap(stage.module.train().to(engine.device), stage.extra is not None)
+    trainer, extra = Trainer(wrapped, run, engine, optimizer), stage.extra
+    shares = [1.0] if extra is None else [extra.probability, 1.0]
+    always = None if extra is None else replace(extra, probability=1.0)
+    kinds = _kinds(replace(stage, extra=always), run, 0, _TIMED)
+    seconds = 0.0
+    for share, kind in zip(shares, kinds, strict=True):
+        times: list[float] = []
+        for step in range(_TIMED):
+            start = time.perf_counter()
+            trainer.update(kind, step)
+            engine.synchronise()
+            times.append(time.perf_counter() - start)
+        seconds += share * min(times[1:])
+    samples = run.steps * (run.batch_size + (extra.probability * extra.images if extra else 0))
     lines = [
         f"model        {sum(p.numel() for p in stage.model.parameters()):,} parameters, "
         f"{sum(p.numel() for p in optimizer.parameters):,} trained",
         f"batch        {run.batch_size} images over {engine.world} ranks x "
         f"{run.accumulation} parts",
-        f"steps        {run.steps:,}, {run.steps * run.batch_size:,} samples",
+        f"steps        {run.steps:,}, {round(samples):,} samples",
         f"memory       {_peak_memory():.1f} GiB a rank",
         f"time         {seconds:.2f} s a step, about {_clock(seconds * run.steps)} in all",
-        "losses       "
-        + ", ".join(f"{name} {float(v.detach()):.3f}" for name, v in losses.items()),
+        f"losses       {_shown(kinds[-1])}",
     ]
+    if extra is not None:
+        lines.append(
+            f"{extra.name:12} {extra.images} images in an update of their own before "
+            f"{extra.probability:.0%} of the steps; {_shown(kinds[0])}"
+        )
     return "\n".join(lines)
+
+
+def _kinds(stage: Stage, run: RunConfig, start: int, stop: int) -> list[UpdateKind]:
+    """What the steps `start` .. `stop` - 1 are made of, in their order within a step."""
+    parts = stage.batches(start * run.accumulation, stop * run.accumulation)
+    main = UpdateKind(iter(parts), run.batch_size)
+    extra = stage.extra
+    if extra is None:
+        return [main]
+    first, last = (extra.count(run.seed, step) * run.accumulation for step in (start, stop))
+    parts = extra.batches(first, last)
+    due = partial(extra.due, run.seed)
+    return [UpdateKind(iter(parts), extra.images, name=extra.name, due=due), main]
+
+
+def _shown(kind: UpdateKind) -> str:
+    return ", ".join(f"{name} {float(value.detach()):.3f}" for name, value in kind.losses.items())
 
 
 def _peak_memory() -> float:
@@ -163,19 +175,6 @@ def validated(stage: Stage, engine: Engine) -> dict[str, float]:
     return figures
 
 
-def seed_step(seed: int, step: int, rank: int) -> None:
-    """Makes the randomness of a step (dropout, negatives) a function of seed, step and rank."""
-    digest = hashlib.blake2b(f"{seed}/{step}/{rank}".encode(), digest_size=7).digest()
-    torch.manual_seed(int.from_bytes(digest, "little"))
-
-
-def _next(parts: Iterator[Any], speed: Throughput) -> Any:
-    speed.waiting()
-    batch = next(parts)
-    speed.arrived()
-    return batch
-
-
 def _due(done: int, every: int, steps: int) -> bool:
     return done == steps or (every > 0 and done % every == 0)
 
@@ -186,8 +185,8 @@ def _stop_if_lost(in_a_row: int, run: RunConfig, out: Path) -> None:
     newest = checkpoint.latest(out)
     where = newest.folder if newest else "none yet"
     raise WholegrainError(
-        f"the gradient was not finite for {in_a_row} steps in a row; lower optim.lr or look at the "
-        f"data; the last good checkpoint is {where}"
+        f"the gradient was not finite for {in_a_row} updates in a row; lower optim.lr or look at "
+        f"the data; the last good checkpoint is {where}"
     )
 
 
@@ -201,7 +200,11 @@ def _save(
     keep: int,
 ) -> None:
     # A line of metrics may be half gathered; the resumed run must write the same one.
-    state = {"facts": stage.facts, "averages": engine.mean(averages.state())}
+    state = {
+        "facts": stage.facts,
+        "updates": optimizer.updates,
+        "averages": engine.mean(averages.state()),
+    }
     if engine.is_main:
         checkpoint.save(out, step, stage.model, optimizer.adamw, state, keep, stage.files)
     engine.wait()
@@ -220,5 +223,6 @@ def _resume(stage: Stage, optimizer: Optimizer, averages: Averages, out: Path) -
                 f"{value!r}; give another --out, or the old value"
             )
     found.load(stage.model, optimizer.adamw)
+    optimizer.updates = int(state.get("updates", found.step))
     averages.load(state.get("averages", {}))
     return found.step

@@ -21,6 +21,7 @@ _NEW = (
     "image_projection",
     "text_projection",
     "temperature",
+    "contrastive_bias",
     "match_head",
     "box_head",
 )
@@ -78,9 +79,9 @@ def learning_rate(optim: OptimConfig, step: int, steps: int) -> float:
 class Optimizer:
     """AdamW that takes its rate from the schedule and leaves non-finite gradients out.
 
-    Whether a step is skipped is decided on the device: the fused kernel reads a flag, so that the
-    host need not wait for the norm. A skipped step leaves no trace: the running statistics that its
-    forward pass moved are put back as well.
+    Whether an update is skipped is decided on the device: the fused kernel reads a flag, so that
+    the host need not wait for the norm. A skipped update leaves no trace: the running statistics
+    that its forward pass moved are put back as well.
     """
 
     def __init__(
@@ -97,19 +98,18 @@ class Optimizer:
             groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True
         )
         self.updates = 0
+        """Updates so far, those that were skipped included; a resumed run goes on counting."""
         self.parameters = [p for group in groups for p in group["params"]]
-        self.lost_in_a_row = torch.zeros(())
-        """Steps skipped since the last one that was not, on the device."""
         self._model = model
         self._statistics: list[tuple[Tensor, Tensor]] = []
 
     def begin_step(self, step: int) -> float:
-        """Sets the rate of every group for a step; returns the base rate.
+        """Sets the rate of every group for an update of a step; returns the base rate.
 
-        Call it before the step's forward pass, whose effect on running statistics it may undo.
+        Call it before the update's forward pass, whose effect on running statistics `step` may
+        undo. A step may have two updates, which then have the same rate.
         """
         rate = learning_rate(self.optim, step, self.steps)
-        self.updates = step
         for group in self.adamw.param_groups:
             group["lr"] = rate * group["factor"]
         self._statistics = [
@@ -123,10 +123,11 @@ class Optimizer:
         """Clips, updates and clears the gradients.
 
         X-VLM's AdamW (transformers 4) adds epsilon to ``sqrt(v)`` before the correction of its
-        bias, which is torch's with ``eps / sqrt(1 - beta2^t)``; it matters for tiny gradients.
+        bias, which is torch's with ``eps / sqrt(1 - beta2^t)``; it matters for tiny gradients. Here
+        t counts all updates, also for a parameter that only some of them reach.
 
         Returns:
-            The gradient norm before clipping, and 1.0 where the step was skipped because that is
+            The gradient norm before clipping, and 1.0 where the update was skipped because that is
             not finite; both stay on the device.
         """
         gradients = [p.grad for p in self.parameters if p.grad is not None]
@@ -143,5 +144,4 @@ class Optimizer:
         self.adamw.zero_grad(set_to_none=True)
         for buffer, before in self._statistics:
             buffer.copy_(torch.where(skipped > 0, before, buffer))
-        self.lost_in_a_row = (self.lost_in_a_row.to(skipped.device) + 1) * skipped
         return norm, skipped

@@ -26,6 +26,7 @@ _FREE = (
     "out",
     "data.train.path",
     "data.train.*.path",
+    "data.region_updates.train.*.path",
     "data.workers",
     "data.validation*",
     "data.evaluate*",
@@ -35,6 +36,8 @@ _FREE = (
     "run.save_every",
     "run.keep",
     "run.max_skipped",
+    "run.compile",
+    "run.checkpoint_activations",
 )
 _PACKAGES = (
     "torch",

@@ -132,6 +132,23 @@ def test_crops_vary_and_respect_the_smallest_scale() -> None:
     assert 0.4 < np.mean([v.flipped for v in views]) < 0.6
 
 
+def test_xvlm_crops_images_without_boxes_as_torchvision_does() -> None:
+    augment = _augment(mode="xvlm", min_scale=0.2)
+    rngs = [np.random.default_rng(s) for s in range(400)]
+    views = [augment.choose_view(300, 200, None, False, rng) for rng in rngs]
+    shares = np.array([v.width * v.height / 60_000 for v in views])
+    ratios = np.array([v.width / v.height for v in views])
+    # No part of an admitted shape shows more than 8/9 of an image of 3:2.
+    assert 0.19 < shares.min() < 0.25 and 0.85 < shares.max() < 0.9
+    assert 0.74 < ratios.min() < 0.8 and 1.28 < ratios.max() < 1.35
+    # Parts too high for the image are drawn again, not squeezed to its height.
+    assert np.mean([v.height == 200 for v in views]) < 0.05
+    rng = np.random.default_rng(0)
+    strip = augment.choose_view(1000, 30, None, False, rng)
+    assert strip == View(480, 0, 40, 30)
+    assert augment.choose_view(30, 1000, None, False, rng) == View(0, 480, 30, 40)
+
+
 @pytest.mark.parametrize(
     ("flip", "texts", "allowed"),
     [

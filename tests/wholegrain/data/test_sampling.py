@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -95,6 +96,42 @@ def test_regions_that_the_view_cuts_are_dropped() -> None:
 def test_the_anchor_is_always_among_the_chosen() -> None:
     for seed in range(20):
         assert _regions(ConceptSampling(max_regions=1), seed, anchor=4)[0].region == 4
+
+
+def test_the_anchor_may_be_left_to_chance() -> None:
+    rules = ConceptSampling(max_regions=1, max_objects=0, anchor_first=False)
+    first = {_regions(rules, seed, anchor=4)[0].region for seed in range(60)}
+    assert len(first) > 4
+
+
+@pytest.mark.parametrize(
+    ("limits", "most"),
+    [
+        ({}, 1 + 5 + 5),
+        ({"max_concepts": 5}, 5),
+        ({"max_concepts": 20}, 11),
+        ({"max_regions": 3, "texts_per_region": None}, 9),  # the limit counts texts
+        ({"max_regions": None}, None),
+        ({"max_regions": None, "max_concepts": 5}, 5),
+    ],
+)
+def test_the_most_concepts_of_an_image(limits: dict[str, Any], most: int | None) -> None:
+    assert ConceptSampling(**limits).most_concepts() == most
+
+
+def test_phrases_stand_in_for_captions_that_are_not_there() -> None:
+    bare = dataclasses.replace(RECORD, captions=())
+    rules = ConceptSampling(phrases_as_captions=True)
+    assert caption_candidates(bare, ConceptSampling(), None) == []
+    draws = [caption_candidates(bare, rules, np.random.default_rng(s)) for s in range(200)]
+    assert {c.text for (c,) in draws} == {
+        *(f"r{i} {letter}" for i in range(6) for letter in "ab"),
+        *("R0 A", "e", "f", "g"),
+    }
+    assert {(c.grain, c.region) for (c,) in draws} == {(IMAGE, -1)}
+    # Its own captions come first.
+    (own,) = caption_candidates(RECORD, rules, None)
+    assert own.text == "c0"
 
 
 def test_a_text_is_taken_once_an_image() -> None:

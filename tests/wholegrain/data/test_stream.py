@@ -13,8 +13,10 @@ import torch
 
 from wholegrain.data.augment import AugmentConfig
 from wholegrain.data.batch import IMAGE, OBJECT, REGION, ConceptBatch
+from wholegrain.data.budget import ConceptBudget
 from wholegrain.data.corpus import Corpus
 from wholegrain.data.masking import MaskingConfig
+from wholegrain.data.record import Region
 from wholegrain.data.sampling import ConceptSampling
 from wholegrain.data.shard import ShardWriter
 from wholegrain.data.skips import SkipPolicy
@@ -299,6 +301,83 @@ def test_swapping_sides_exchanges_words_with_the_pixels(
     batch = stream([Source("a", corpus, 16)], augment=careful, stop_step=1).batch(0)
     for name, image in zip(batch.sample_ids, batch.images, strict=True):
         assert torch.equal(image, plain[name])
+
+
+def _directed(corpus: Any, text: str) -> Any:
+    """Every record speaks of one side in the phrase of its one region, and shows it there."""
+    region = Region("region", (0.0, 4.0, 20.0, 30.0), (text,))
+    corpus.records = [
+        dataclasses.replace(r, captions=("a photo",), regions=(region,)) for r in corpus.records
+    ]
+    return corpus
+
+
+def test_swapped_phrases_stay_true_of_their_mirrored_boxes(
+    memory_corpus: Make, stream: Make
+) -> None:
+    corpus = _directed(memory_corpus(16), "the left bright child")
+    augment = AugmentConfig(resolution=32, mode="none", colour=0.0, flip="swap")
+    batch = stream([Source("a", corpus, 16)], augment=augment, stop_step=1).batch(0)
+    seen = set()
+    for grain, text, box in zip(
+        batch.grain.tolist(), batch.extras["texts"], batch.concept_box, strict=True
+    ):
+        if grain == REGION:
+            side = "left" if box[0] < 0.5 else "right"
+            assert text == f"the {side} bright child"
+            seen.add(side)
+    assert seen == {"left", "right"}
+
+
+@pytest.mark.parametrize(("text", "flipped"), [("the left child", False), ("bright", True)])
+def test_careful_refuses_to_mirror_what_speaks_of_sides(
+    memory_corpus: Make, stream: Make, text: str, flipped: bool
+) -> None:
+    corpus = _directed(memory_corpus(16), text)
+    augment = AugmentConfig(resolution=32, mode="none", colour=0.0, flip="careful")
+    # Also where the phrase itself is not taken: another epoch takes it of the same view.
+    for rules in (ConceptSampling(), ConceptSampling(max_regions=0)):
+        settings = {"augment": augment, "sampling": rules, "stop_step": 1}
+        batch = stream([Source("a", corpus, 16)], **settings).batch(0)
+        if rules.max_regions:
+            places = batch.concept_box[batch.grain == REGION, 0]
+            assert bool((places > 0.5).any()) == flipped
+        assert set(batch.extras["texts"]) <= {text, "a photo"}
+
+
+# Budgets
+
+
+@pytest.mark.parametrize("budget", [ConceptBudget(20), ConceptBudget(90, exact=True)])
+def test_a_budget_does_not_depend_on_workers_or_on_where_one_begins(
+    sources: list[Source], stream: Make, budget: ConceptBudget
+) -> None:
+    free = list(stream(sources))
+    expected = list(stream(sources, budget=budget))
+    assert [b.num_concepts for b in expected] == [budget.concepts] * STEPS
+    assert _ids(expected) == _ids(free)
+    for changes in ({"workers": 2}, {"start_step": 4}):
+        found = list(stream(sources, budget=budget, **changes))
+        for one, other in zip(found, expected[changes.get("start_step", 0) :], strict=True):
+            _same(one, other)
+    for kept, whole in zip(expected, free, strict=True):
+        assert torch.equal(kept.images, whole.images)
+        assert set(kept.extras["texts"]) <= set(whole.extras["texts"])
+
+
+def test_every_rank_has_a_budget_of_its_own(sources: list[Source], stream: Make) -> None:
+    budget = ConceptBudget(11, exact=True)
+    for rank in range(2):
+        batches = list(stream(sources, budget=budget, rank=rank, world=2))
+        assert [b.num_concepts for b in batches] == [11] * STEPS
+
+
+def test_the_slots_of_an_image_begin_with_its_caption(memory_corpus: Make, stream: Make) -> None:
+    rules = ConceptSampling(max_concepts=3)
+    for batch in stream([Source("a", memory_corpus(8), 4)], sampling=rules, stop_step=4):
+        for image in range(4):
+            grains = batch.grain[batch.concept_image == image].tolist()
+            assert grains[0] == IMAGE and IMAGE not in grains[1:] and len(grains) <= 3
 
 
 # Evaluation

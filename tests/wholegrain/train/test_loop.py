@@ -192,7 +192,7 @@ def test_too_many_lost_steps_stop_the_run_and_name_the_last_good_checkpoint(toy:
     run.spoil = lambda part, inputs: inputs * float("inf") if part >= 5 else inputs
     with pytest.raises(WholegrainError) as caught:
         run.fit()
-    assert "not finite for 4 steps in a row" in str(caught.value)
+    assert "not finite for 4 updates in a row" in str(caught.value)
     assert str(run.out / "checkpoints" / "step_000008") in str(caught.value)
     assert metrics(run.out)[-1]["step"] == 9
 

@@ -159,7 +159,6 @@ def test_a_lost_step_does_not_count_for_the_moments() -> None:
 def test_statistics_of_a_lost_step_are_put_back() -> None:
     model = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 1))
     optimizer = Optimizer(model, OptimConfig(), steps=10)
-    lost = []
     for step, scale in enumerate([1.0, float("nan"), float("nan"), 2.0]):
         optimizer.begin_step(step)
         before = model[0].running_mean.clone()
@@ -167,5 +166,3 @@ def test_statistics_of_a_lost_step_are_put_back() -> None:
         optimizer.step()
         assert torch.equal(model[0].running_mean, before) == math.isnan(scale)
         assert torch.isfinite(model[0].running_var).all()
-        lost.append(int(optimizer.lost_in_a_row))
-    assert lost == [0, 1, 2, 0]
