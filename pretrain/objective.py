@@ -90,11 +90,12 @@ def run_objectives(
         states = torch.cat([states, foreign.states])
     passes = plan_passes(inputs, outputs.negatives, foreign)
     fused = model.fuse_packed(
-        take(states, passes.tokens),
-        passes.texts,
+        states,
+        passes.sources,
         model.memory(everything),
         passes.concepts,
         passes.reads,
+        passes.chosen,
     )
     _read_heads(model, inputs, options, outputs, fused.split(passes.sizes), capacity)
     return outputs

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pretrain.foreign import Foreign
 from pretrain.inputs import ConceptInputs
-from wholegrain.model.packing import Packing
+from wholegrain.model.packing import Chosen, Packing
 from wholegrain.model.text import Reads
 from wholegrain.objectives.matching import Negatives
 
@@ -22,10 +22,10 @@ class Passes:
     words hidden, and B texts with their whole images.
     """
 
-    tokens: Tensor
-    """(T',) which of the states [whole texts, masked texts, foreign texts] stands at each place."""
-    texts: Packing
-    """R texts."""
+    sources: Packing
+    """[C whole texts, C masked texts, foreign texts], whose states are fused."""
+    chosen: Chosen
+    """R texts of those."""
     concepts: Tensor
     """(R,) which of [C concepts, I whole images, foreign concepts] each text is read with."""
     reads: Reads
@@ -67,8 +67,8 @@ def plan_passes(
         drawn = torch.full_like(lengths, sources.longest)
         slots = torch.cat([lengths, lengths, drawn, lengths, lengths[boxed]])
         total = 3 * texts.total + count * sources.longest + inputs.boxed_tokens
-    tokens, chosen = sources.choose(rows, slots, total)
-    cls = chosen.starts
+    chosen = sources.choose(rows, slots, total)
+    cls = chosen.texts.starts
     masked = cls[3 * count : 4 * count][hidden.row] + hidden.column
     sizes = (3 * count, len(masked), len(boxed))
     one_each = torch.ones(3 * count + len(boxed), dtype=torch.long, device=device)
@@ -77,4 +77,4 @@ def plan_passes(
         torch.cat([cls[: 3 * count], masked, cls[4 * count :]]),
         Packing.of_lengths(places, sum(sizes), max(1, hidden.most)),
     )
-    return Passes(tokens, chosen, concepts, reads, sizes)
+    return Passes(sources, chosen, concepts, reads, sizes)

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 from wholegrain.model.attention import Attention, Residual
 from wholegrain.model.concepts import VisualConcepts
 from wholegrain.model.config import TextConfig
+from wholegrain.model.indexing import take
 from wholegrain.model.memory import Memory
-from wholegrain.model.packing import Packing
+from wholegrain.model.packing import Chosen, Packing
 from wholegrain.model.reading import Reader, reader_of
 from wholegrain.model.text import Reads, TextLayer
 
@@ -36,7 +37,10 @@ class CrossLayer(TextLayer):
 
         With `reads`, only those places' new states (K, D), from all places' old ones.
         """
-        states = self.attend(states, texts, reads)
+        return self.look(self.attend(states, texts, reads), reader, layer)
+
+    def look(self, states: Tensor, reader: Reader, layer: int) -> Tensor:
+        """What follows self-attention: cross-attention and feed-forward."""
         update = reader.read(self.cross_attention, states, layer)
         return self.feed(self.cross_residual(states, update))
 
@@ -70,6 +74,7 @@ class CrossEncoder(nn.Module):
         memory: Memory,
         rows: Tensor,
         reads: Reads | None = None,
+        chosen: Chosen | None = None,
     ) -> Tensor:
         """Fuses texts with concepts.
 
@@ -80,17 +85,30 @@ class CrossEncoder(nn.Module):
             rows: (R,) which concept each text is fused with.
             reads: the places whose fused states are wanted; None wants all. The last layer is
                 computed at these alone: its other states nobody sees.
+            chosen: which of the texts are fused, in any order and any number of times; `rows` and
+                `reads` then speak of these. The first self-attention has not seen a concept yet
+                and is computed once a text, its dropout included.
 
         Returns:
             Fused states (T, D), or (K, D) of `reads`.
         """
+        first, *others = self._layers()
+        if chosen is not None:
+            # One layer alone is the last one as well, which starts from what is read.
+            if others:
+                states = first.attend(states, texts)
+            states, texts = take(states, chosen.tokens), chosen.texts
         if not texts.total:
             return states
-        dropout = self._layers()[0].cross_attention.active_dropout
+        dropout = first.cross_attention.active_dropout
         reader = reader_of(memory, rows, texts, dropout)
-        *most, last = self._layers()
-        for index, layer in enumerate(most):
+        last_reader = reader if reads is None else reader_of(memory, rows, reads.packing, dropout)
+        if not others:
+            return first.fuse(states, texts, last_reader, 0, reads)
+        if chosen is None:
+            states = first.attend(states, texts)
+        states = first.look(states, reader, 0)
+        *most, last = others
+        for index, layer in enumerate(most, start=1):
             states = layer.fuse(states, texts, reader, index)
-        if reads is not None:
-            reader = reader_of(memory, rows, reads.packing, dropout)
-        return last.fuse(states, texts, reader, len(most), reads)
+        return last.fuse(states, texts, last_reader, len(others), reads)

@@ -18,7 +18,7 @@ from wholegrain.model.cross import CrossEncoder
 from wholegrain.model.grounding.box_head import BoxPrediction, build_box_head
 from wholegrain.model.indexing import take
 from wholegrain.model.memory import Memory
-from wholegrain.model.packing import Packing
+from wholegrain.model.packing import Chosen, Packing
 from wholegrain.model.text import MaskedLanguageHead, Reads, TextEncoder
 from wholegrain.model.vision import build_vision
 
@@ -138,9 +138,10 @@ class MultiGrainModel(nn.Module):
         memory: Memory,
         rows: Tensor,
         reads: Reads | None = None,
+        chosen: Chosen | None = None,
     ) -> Tensor:
         """Fuses packed states (T, D) with the concepts `rows` (R,); see `CrossEncoder.forward`."""
-        fused: Tensor = self.cross(states, texts, memory, rows, reads)
+        fused: Tensor = self.cross(states, texts, memory, rows, reads, chosen)
         return fused
 
     # --- heads ----------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -105,30 +106,24 @@ class Packing:
         """(R, L, D) to (T, D); a gap holds its text's last token."""
         return take(states.flatten(0, 1), self.places)
 
-    def choose(
-        self, rows: Tensor, slots: Tensor | None = None, total: int | None = None
-    ) -> tuple[Tensor, Packing]:
+    def choose(self, rows: Tensor, slots: Tensor | None = None, total: int | None = None) -> Chosen:
         """The packing of some texts, in any order and any number of times.
 
         Args:
             rows: long (S,), the texts.
             slots: long (S,), how many places each is given, at most L; None gives each its length.
             total: the sum of `slots`, on the host; None asks the device for it.
-
-        Returns:
-            Long (T',), the token of this packing that stands at each place of the new one, and the
-            new one.
         """
         lengths = self.lengths[rows]
         slots = lengths if slots is None else slots
         total = int(slots.sum()) if total is None else total
         chosen = Packing(slots.cumsum(0) - slots, lengths, total, self.longest)
         if not total:
-            return rows.new_zeros(0), chosen
+            return Chosen(rows.new_zeros(0), chosen)
         # A gap repeats its text's slot as far as that goes, and then its last place.
         text = rows[chosen.row]
         column = torch.minimum(chosen.column, self.slots[text] - 1)
-        return self.starts[text] + column, chosen
+        return Chosen(self.starts[text] + column, chosen)
 
     def repeated(self, times: int) -> Packing:
         """The same texts several times, one set behind the other."""
@@ -157,3 +152,12 @@ class Packing:
         """
         both = torch.stack([self.starts, self.starts + self.lengths], dim=1).flatten()
         return torch.cat([both, both.new_full((1,), self.total)]).int()
+
+
+class Chosen(NamedTuple):
+    """Some texts of a packing, laid out anew."""
+
+    tokens: Tensor
+    """Long (T',), which token of the old packing stands at each place of the new one."""
+    texts: Packing
+    """The new one."""
