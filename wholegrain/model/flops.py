@@ -110,8 +110,9 @@ def step_flops(config: ModelConfig, shape: StepShape) -> StepFlops:
     """The useful work of a step of all objectives, forward and backward.
 
     Counts each real token once a pass, keys and values once an image, the patches that a concept
-    sees, and of the last cross layer only what a head reads: [CLS] of matching and box passes, the
-    hidden words of the language pass. A token outside them costs a key and a value there.
+    sees, the first cross layer's self-attention once a text, and of the last cross layer only what
+    a head reads: [CLS] of matching and box passes, the hidden words of the language pass. A token
+    outside them costs a key and a value there.
     """
     text, count = config.text, len(shape.lengths)
     patches, width = _grid(config)
@@ -128,12 +129,15 @@ def step_flops(config: ModelConfig, shape: StepShape) -> StepFlops:
         (own, keys, list(shape.hidden)),
         ([own[row] for row in boxed], [1 + patches] * len(boxed), [1] * len(boxed)),
     ]
-    cross = Flops()
+    first, last = text.fusion_layer, text.layers - 1
+    # The first self-attention has seen no concept yet: once a whole and once a masked text.
+    cross = _self_attention(text, 2 * own, 2 * own) if first < last else Flops()
     for lengths, seen, read in passes:
-        for layer in range(text.fusion_layer, text.layers):
-            asked = read if layer == text.layers - 1 else lengths
-            cross += _layer(text, lengths, asked)
-            cross += _queries(text, asked, seen)
+        for layer in range(first, text.layers):
+            asked = read if layer == last else lengths
+            if layer > first or first == last:
+                cross += _self_attention(text, lengths, asked)
+            cross += _queries(text, asked, seen) + _feed_forward(text, asked)
     # Patches of images, and the vectors of concepts and of whole images; a region that ran layers
     # of its own brings patches of its own.
     vectors = shape.images * (patches + 1) + count
@@ -187,11 +191,17 @@ def _times(count: int, flops: Flops) -> Flops:
 
 def _layer(text: TextConfig, lengths: Sequence[int], asked: Sequence[int]) -> Flops:
     """Self-attention and feed-forward: keys and values of all tokens, the rest where asked."""
+    return _self_attention(text, lengths, asked) + _feed_forward(text, asked)
+
+
+def _self_attention(text: TextConfig, lengths: Sequence[int], asked: Sequence[int]) -> Flops:
     width = text.hidden_size
-    tokens, places = sum(lengths), sum(asked)
-    flops = product(2 * tokens, width, width) + product(2 * places, width, width)
-    flops += product(2, sum(a * b for a, b in zip(asked, lengths, strict=True)), width)
-    return flops + product(2, places, width, text.intermediate_size)
+    flops = product(2 * sum(lengths), width, width) + product(2 * sum(asked), width, width)
+    return flops + product(2, sum(a * b for a, b in zip(asked, lengths, strict=True)), width)
+
+
+def _feed_forward(text: TextConfig, asked: Sequence[int]) -> Flops:
+    return product(2, sum(asked), text.hidden_size, text.intermediate_size)
 
 
 def _queries(text: TextConfig, asked: Sequence[int], keys: Sequence[int]) -> Flops:
