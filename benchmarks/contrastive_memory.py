@@ -116,19 +116,24 @@ def table(found: list[Facts], order: Facts) -> Table:
     return result
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measures, prints a table, and writes JSON when asked."""
-    parser = argparse.ArgumentParser(prog="benchmarks.contrastive_memory", description=__doc__)
-    parser.add_argument(
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(prog="benchmarks.contrastive_memory", description=__doc__)
+    made.add_argument(
         "--totals", type=int, nargs="+", default=[1024, 2048, 4096, 8192, 16384], metavar="B"
     )
-    parser.add_argument("--ranks", type=int, default=8, help="among which a batch is divided")
-    parser.add_argument("--width", type=int, default=256, help="of the vectors")
-    parser.add_argument("--chunk", type=int, default=128, help="rows")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here, too")
-    parser.add_argument("--child", help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
+    made.add_argument("--ranks", type=int, default=8, help="among which a batch is divided")
+    made.add_argument("--width", type=int, default=256, help="of the vectors")
+    made.add_argument("--chunk", type=int, default=128, help="rows")
+    made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    made.add_argument("--json", type=Path, metavar="FILE", help="write the figures here, too")
+    made.add_argument("--child", help=argparse.SUPPRESS)
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measures, prints a table, and writes JSON when asked."""
+    options = parser().parse_args(arguments)
     if options.child is not None:
         print(json.dumps(measure(json.loads(options.child))))
         return 0
@@ -136,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     order["device"] = options.device
     for total in options.totals:
         if total < 1 or total % options.ranks:
-            parser.error(f"--totals {total} is no multiple of --ranks {options.ranks}")
+            parser().error(f"--totals {total} is no multiple of --ranks {options.ranks}")
     device = torch.device(options.device)
     if not can_watch(device):
         print("this system does not tell a process its peak memory; use Linux or CUDA")

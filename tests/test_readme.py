@@ -86,6 +86,24 @@ def check_predict(arguments: list[str]) -> None:
     check_parser(build_parser(), arguments)
 
 
+def check_train_step(arguments: list[str]) -> None:
+    from benchmarks.train_step import parser
+
+    check_parser(parser(), arguments)
+
+
+def check_contrastive_memory(arguments: list[str]) -> None:
+    from benchmarks.contrastive_memory import parser
+
+    check_parser(parser(), arguments)
+
+
+def check_switches(arguments: list[str]) -> None:
+    from benchmarks.switches import parser
+
+    check_parser(parser(), arguments)
+
+
 def check_demo(arguments: list[str]) -> None:
     assert set(arguments) <= {"--fresh", "--quick"}
 
@@ -100,6 +118,9 @@ CHECKS: dict[str, Callable[[list[str]], None]] = {
     "finetune.evaluate": check_evaluate,
     "finetune.predict": check_predict,
     "tools/demo.py": check_demo,
+    "benchmarks.train_step": check_train_step,
+    "benchmarks.contrastive_memory": check_contrastive_memory,
+    "benchmarks.switches": check_switches,
 }
 # Programs of others, in a few places of the docs.
 FOREIGN = {"apt-get", "sudo", "git", "pre-commit", "tensorboard", "pip", ".ci/run", "bash"}

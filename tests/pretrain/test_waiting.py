@@ -24,7 +24,15 @@ from pretrain.objective import PretrainingModule
 from pretrain.passes import plan_passes
 from wholegrain.data.batch import IMAGE, REGION, Concept, ConceptBatch, Sample, collate
 from wholegrain.model import cross, kernels
-from wholegrain.model.config import ModelConfig, SwinVision, TextConfig, VisionConfig, VitVision
+from wholegrain.model.config import (
+    ClsBoxHead,
+    ModelConfig,
+    PatchBoxHead,
+    SwinVision,
+    TextConfig,
+    VisionConfig,
+    VitVision,
+)
 from wholegrain.model.multigrain import MultiGrainModel
 from wholegrain.model.reading import ConceptReader, RowReader
 from wholegrain.train.config import OptimConfig
@@ -83,8 +91,10 @@ def as_on_a_device(segments: bool) -> Iterator[None]:
 
 
 def build(vision: VisionConfig) -> MultiGrainModel:
+    """Swin with X-VLM's box head, ViT with the one whose patches vote."""
     torch.manual_seed(0)
-    return MultiGrainModel(ModelConfig(vision=vision, text=TEXT, embed_dim=8))
+    head = PatchBoxHead(width=8) if isinstance(vision, VitVision) else ClsBoxHead()
+    return MultiGrainModel(ModelConfig(vision=vision, text=TEXT, embed_dim=8, box_head=head))
 
 
 @pytest.mark.parametrize("segments", [False, True])

@@ -96,7 +96,16 @@ class TextEncoder(nn.Module):
 
         Returns:
             States (T, D).
+
+        Raises:
+            ValueError: a text has more tokens than there are positions.
         """
+        positions = self.embeddings.position.num_embeddings
+        if texts.longest > positions:
+            raise ValueError(
+                f"a text of {texts.longest} tokens exceeds the {positions} positions of the model "
+                "(text.max_positions); cut texts at data.max_tokens"
+            )
         states = self.embeddings(tokens, texts.column)
         for layer in self.layers:
             states = layer(states, texts)

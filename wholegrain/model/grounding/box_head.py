@@ -85,9 +85,8 @@ class PatchHead(nn.Module):
         joint = F.gelu(self.hidden(F.gelu(self.norm(joint))))
         votes = self.score(joint).squeeze(-1).float().log_softmax(dim=-1)
         sides = self.sides(joint).float().sigmoid()  # left, top, right, bottom of the patch centre
-        place = torch.cat([self.centres, self.centres], dim=-1).float()
-        sign = sides.new_tensor([-1.0, -1.0, 1.0, 1.0])
-        corners = place + sign * sides
+        centres = self.centres.float()
+        corners = torch.cat([centres - sides[..., :2], centres + sides[..., 2:]], dim=-1)
         proposals = xyxy_to_cxcywh(corners)
         chosen = votes.argmax(dim=1) if self.training else consensus(corners, votes)
         rows = torch.arange(len(votes), device=votes.device)
