@@ -1,4 +1,4 @@
-"""Batches at the edge: an error or a stated fallback, never a crash in a kernel or a silent zero."""
+"""Batches at the edge: an error or a stated fallback; no crash in a kernel, no silent zero."""
 
 import math
 

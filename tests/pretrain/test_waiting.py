@@ -35,6 +35,7 @@ from wholegrain.model.config import (
 )
 from wholegrain.model.multigrain import MultiGrainModel
 from wholegrain.model.reading import ConceptReader, RowReader
+from wholegrain.model.stochastic_depth import StochasticDepth
 from wholegrain.train.config import OptimConfig
 from wholegrain.train.optim import Optimizer
 
@@ -73,6 +74,7 @@ def as_on_a_device(segments: bool) -> Iterator[None]:
     """The choices that the code makes off the CPU, made on it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels, "segments_suit", lambda query, dropout: segments)
+        patch.setattr(StochasticDepth, "skips", False)
         patch.setattr(
             cross,
             "reader_of",

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
+
+from wholegrain.model.indexing import take
 
 
 class StochasticDepth(nn.Module):
@@ -14,6 +18,8 @@ class StochasticDepth(nn.Module):
     """
 
     keep: Tensor
+    skips = True
+    """Whether the branch may see fewer samples; not where they must meet something else."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -24,9 +30,31 @@ class StochasticDepth(nn.Module):
         """The branch's output (B, ...), zero for the samples that go without it."""
         if not self.training:
             return update
-        shape = (len(update),) + (1,) * (update.ndim - 1)
-        kept = torch.rand(shape, device=update.device) < self.keep
-        return update * (kept / self.keep).to(update.dtype)
+        return update * self._weights(update)
+
+    def add(self, states: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
+        """``states + self(branch(states))`` for states (B, ...), with the same draws.
+
+        On a CPU, where counting costs nothing, samples that go without the branch do not enter it.
+        """
+        if not self.training:
+            return states + branch(states)
+        weights = self._weights(states)
+        if self.skips and states.device.type == "cpu" and not torch.compiler.is_compiling():
+            rows = weights.flatten().nonzero().squeeze(1)
+            scale = 1 / (1 - self.drop_prob)
+            if len(rows) == len(states):
+                return torch.add(states, branch(states), alpha=scale)
+            # If all go without it, its weights still need a gradient, of zeros.
+            if len(rows):
+                return states.index_add(0, rows, branch(take(states, rows)), alpha=scale)
+        return states + branch(states) * weights
+
+    def _weights(self, states: Tensor) -> Tensor:
+        """(B, 1, ...): 0, or ``1 / (1 - p)``."""
+        shape = (len(states),) + (1,) * (states.ndim - 1)
+        kept = torch.rand(shape, device=states.device) < self.keep
+        return (kept / self.keep).to(states.dtype)
 
 
 def share_stochastic_depth(backbone: nn.Module) -> None:

@@ -15,7 +15,7 @@ from wholegrain.model.concepts import ImageFeatures, Shown, VisualConcepts, join
 from wholegrain.model.concepts import whole_images as whole_images_of
 from wholegrain.model.config import DetrVision, SwinVision, TimmVision, VisionConfig, VitVision
 from wholegrain.model.local_attention import RegionTokens, run_local_blocks
-from wholegrain.model.stochastic_depth import share_stochastic_depth
+from wholegrain.model.stochastic_depth import StochasticDepth, share_stochastic_depth
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _HIDDEN = -1e4
@@ -91,6 +91,8 @@ class SwinEncoder(VisionEncoder):
         )
         share_stochastic_depth(self.backbone)
         _hide_wholly(self.backbone)
+        for block in self.blocks():
+            block.forward = partial(_run_swin_block, block)
         self.width = int(self.backbone.num_features)
         side = config.image_size // config.final_patch
         self.grid = (side, side)
@@ -108,6 +110,25 @@ class SwinEncoder(VisionEncoder):
 
     def blocks(self) -> list[nn.Module]:
         return [block for stage in self.backbone.layers for block in stage.blocks]
+
+
+def _run_swin_block(block: Any, states: Tensor) -> Tensor:
+    """The block of timm, but that samples without a branch do not enter it."""
+
+    def attend(states: Tensor) -> Tensor:
+        update: Tensor = block._attn(block.norm1(states))
+        return update
+
+    def feed(states: Tensor) -> Tensor:
+        update: Tensor = block.mlp(block.norm2(states))
+        return update
+
+    for depth, branch in ((block.drop_path1, attend), (block.drop_path2, feed)):
+        if isinstance(depth, StochasticDepth):
+            states = depth.add(states, branch)
+        else:
+            states = states + branch(states)
+    return states
 
 
 def _hide_wholly(backbone: nn.Module) -> None:

@@ -136,10 +136,46 @@ def test_stochastic_depth_drops_samples_and_keeps_the_mean() -> None:
     assert part.eval()(update) is update
 
 
+@pytest.mark.parametrize("rate", [0.3, 0.9999, 1e-6])
+def test_samples_that_go_without_a_branch_do_not_enter_it(rate: float) -> None:
+    """The same draws, values and gradients; few, none or all go in."""
+    torch.manual_seed(0)
+    branch, seen = nn.Linear(3, 3), []
+
+    def watched(states: Tensor) -> Tensor:
+        seen.append(len(states))
+        return branch(states)
+
+    states = torch.randn(6, 2, 3, requires_grad=True)
+    part = StochasticDepth(rate)
+    found = []
+    for run_branch in (part.add, lambda states, branch: states + part(branch(states))):
+        torch.manual_seed(1)
+        branch.zero_grad()
+        states.grad = None
+        result = run_branch(states, watched)
+        result.square().sum().backward()
+        found.append([result.detach(), states.grad, branch.weight.grad.clone()])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    assert seen[1] == 6
+    assert {0.3: seen[0] < 6, 0.9999: seen[0] == 6, 1e-6: seen[0] == 6}[rate]
+
+
+def test_a_swin_block_is_timms(build: Build, images: Callable[..., Tensor]) -> None:
+    model = build("swin").double()
+    states = model.vision.backbone.patch_embed(images(model).double())
+    for block in model.vision.backbone.layers[0].blocks:
+        expected = type(block).forward(block, states)
+        states = block(states)
+        torch.testing.assert_close(states, expected, rtol=0, atol=1e-12)
+
+
 def _no_chance(model: MultiGrainModel) -> None:
     """A compiler draws its own random numbers."""
     for module in model.modules():
         if isinstance(module, StochasticDepth):
             module.keep.fill_(1.0)
+            module.drop_prob = 0.0
         if hasattr(module, "dropout"):
             module.dropout = 0.0

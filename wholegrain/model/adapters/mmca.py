@@ -17,6 +17,7 @@ from wholegrain.model.adapters.condition import Condition, mean_text
 from wholegrain.model.adapters.places import Places, swin_grid, swin_windows
 from wholegrain.model.adapters.sites import ConditionalBlock, ConditionalLinear, SpreadingBlock
 from wholegrain.model.config import MmcaConfig
+from wholegrain.model.stochastic_depth import StochasticDepth
 from wholegrain.model.vision import SwinEncoder, TimmEncoder, VisionEncoder, VitEncoder
 
 if TYPE_CHECKING:
@@ -96,6 +97,9 @@ def _attach_to_block(
     shared: Condition,
 ) -> list[nn.Module]:
     windowed = isinstance(vision, SwinEncoder)
+    for part in block.modules():
+        if isinstance(part, StochasticDepth):
+            part.skips = False  # every sample meets its own text
     of_vit = Places(vision.grid, class_token=True)
     adapted: list[nn.Module] = []
     projections = tuple(site for site in config.sites if site != "mlp")
