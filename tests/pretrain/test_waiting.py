@@ -73,12 +73,12 @@ def batch_of(side: int, grid: tuple[int, int]) -> ConceptBatch:
 def as_on_a_device(segments: bool) -> Iterator[None]:
     """The choices that the code makes off the CPU, made on it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "segments_suit", lambda query, dropout: segments)
+        patch.setattr(kernels, "segments_suit", lambda states, width, dropout: segments)
         patch.setattr(StochasticDepth, "skips", False)
         patch.setattr(
             cross,
             "reader_of",
-            lambda memory, rows, texts, dropout: (
+            lambda memory, rows, texts, attention: (
                 ConceptReader(memory, rows, texts, memory.visible)
                 if segments
                 else RowReader(memory, rows, texts)

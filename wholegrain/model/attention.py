@@ -30,6 +30,10 @@ class Attention(nn.Module):
         """Dropout of the weights now: none in evaluation."""
         return self.dropout if self.training else 0.0
 
+    def segments_suit(self, states: Tensor) -> bool:
+        """Whether queries or keys (..., D) like these are best attended to segment by segment."""
+        return kernels.segments_suit(states, states.shape[-1] // self.heads, self.active_dropout)
+
     def split(self, states: Tensor) -> Tensor:
         """(B, M, D) to (B, heads, M, D / heads)."""
         return states.unflatten(-1, (self.heads, -1)).transpose(-3, -2)
@@ -49,7 +53,7 @@ class Attention(nn.Module):
         """
         query = self.query(asked)
         key, value = self.project(states)
-        if asking is texts and kernels.segments_suit(query, self.active_dropout):
+        if asking is texts and self.segments_suit(query):
             heads = (self.heads, -1)
             attended = kernels.segments(
                 query.unflatten(1, heads),

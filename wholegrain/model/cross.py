@@ -100,9 +100,9 @@ class CrossEncoder(nn.Module):
             states, texts = take(states, chosen.tokens), chosen.texts
         if not texts.total:
             return states
-        dropout = first.cross_attention.active_dropout
-        reader = reader_of(memory, rows, texts, dropout)
-        last_reader = reader if reads is None else reader_of(memory, rows, reads.packing, dropout)
+        attention = first.cross_attention
+        reader = reader_of(memory, rows, texts, attention)
+        last_reader = reader if reads is None else reader_of(memory, rows, reads.packing, attention)
         if not others:
             return first.fuse(states, texts, last_reader, 0, reads)
         if chosen is None:

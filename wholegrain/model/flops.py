@@ -5,8 +5,8 @@ the useful work: real tokens, an image's keys and values once, the last cross la
 head reads. Achieved FLOP/s are quoted against the useful count, so that waste does not look like
 speed.
 
-Every sample counts in every branch: what stochastic depth leaves out of some (on average a twentieth
-of Swin-B's blocks, which a CPU does skip) is not taken off.
+Every sample counts in every branch: what stochastic depth leaves out of some (on average a
+twentieth of Swin-B's blocks, which a CPU does skip) is not taken off.
 
 `torch.utils.flop_counter` counts alike, and tests compare: a product of (n, k) and (k, m) is
 2 n k m; its backward is two products of that size, or one where an operand needs no gradient (the

@@ -60,11 +60,17 @@ def segments(
     return _segments_one_by_one(query, key, value, query_bounds, key_bounds)
 
 
-def segments_suit(query: Tensor, dropout: float) -> bool:
-    """Whether `segments` is the faster form: there is a kernel, and no dropout, which it lacks."""
-    if not query.is_cuda or query.dtype not in _HALF or dropout:
+def segments_suit(states: Tensor, width: int, dropout: float) -> bool:
+    """Whether `segments` is the faster form: there is a kernel, and no dropout, which it lacks.
+
+    Args:
+        states: projected queries or keys; their device and precision count.
+        width: channels of a head.
+        dropout: of the weights now.
+    """
+    if not states.is_cuda or states.dtype not in _HALF or dropout:
         return False
-    return _segments_work(query.device, query.dtype, query.shape[-1])
+    return _segments_work(states.device, states.dtype, width)
 
 
 def _segments_one_by_one(
@@ -95,7 +101,11 @@ def _segments_work(device: torch.device, dtype: torch.dtype, width: int) -> bool
     results = []
     try:
         # Autocast off, gradients on: the trial may happen inside an evaluation.
-        with torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autocast(device.type, enabled=False),
+        ):
             for place, precision in ((torch.device("cpu"), torch.float32), (device, dtype)):
                 inputs = [
                     each.to(place, precision).requires_grad_() for each in (query, key, value)

@@ -74,7 +74,7 @@ def _run_block(block: Any, states: Tensor, packing: Packing) -> Tensor:  # timm 
 def _attend(attention: Any, states: Tensor, packing: Packing) -> Tensor:
     query, key, value = attention.qkv(states).unflatten(1, (3, attention.num_heads, -1)).unbind(1)
     query, key = attention.q_norm(query), attention.k_norm(key)
-    if kernels.segments_suit(query, 0.0):
+    if kernels.segments_suit(query, query.shape[-1], 0.0):
         longest = (packing.longest, packing.longest)
         found = kernels.segments(query, key, value, packing.bounds, packing.bounds, longest)
     else:

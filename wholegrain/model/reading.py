@@ -22,19 +22,19 @@ class Reader(Protocol):
         ...
 
 
-def reader_of(memory: Memory, rows: Tensor, texts: Packing, dropout: float) -> Reader:
+def reader_of(memory: Memory, rows: Tensor, texts: Packing, attention: Attention) -> Reader:
     """The reader that suits the device and the precision.
 
     Args:
         memory: of the concepts.
         rows: (R,) concept of each text.
         texts: R texts, or the places read of them.
-        dropout: of the attention weights now.
+        attention: one of those that will read; they are all alike.
     """
     key = memory.patches[0][0]
     if key.device.type == "cpu":
         return ImageReader(memory, rows, texts)
-    if memory.visible is not None and kernels.segments_suit(key, dropout):
+    if memory.visible is not None and attention.segments_suit(key):
         return ConceptReader(memory, rows, texts, memory.visible)
     return RowReader(memory, rows, texts)
 

@@ -59,9 +59,9 @@ def texts() -> tuple[Tensor, Tensor, Tensor]:
 Texts = tuple[Tensor, Tensor, Tensor]
 WAYS = ("row", "image", "concept")
 READERS = {
-    "row": lambda memory, rows, texts, dropout: RowReader(memory, rows, texts),
-    "image": lambda memory, rows, texts, dropout: ImageReader(memory, rows, texts),
-    "concept": lambda memory, rows, texts, dropout: ConceptReader(
+    "row": lambda memory, rows, texts, attention: RowReader(memory, rows, texts),
+    "image": lambda memory, rows, texts, attention: ImageReader(memory, rows, texts),
+    "concept": lambda memory, rows, texts, attention: ConceptReader(
         memory, rows, texts, int(memory.mask.sum())
     ),
 }
@@ -82,7 +82,7 @@ def fuse(
         places = torch.arange(count * longest)
     with pytest.MonkeyPatch.context() as patch:
         if way == "concept":
-            patch.setattr(kernels, "segments_suit", lambda query, dropout: True)
+            patch.setattr(kernels, "segments_suit", lambda states, width, dropout: True)
         patch.setattr(cross, "reader_of", READERS[way])
         packed = states.flatten(0, 1)[places]
         return texts.unpack(encoder(packed, texts, memory, rows))

@@ -104,5 +104,7 @@ def test_queries_without_keys_give_zeros() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_kernel_of_the_device_agrees() -> None:
-    query = torch.zeros(1, 2, 64, device="cuda", dtype=torch.bfloat16)
-    assert kernels.segments_suit(query, 0.0)
+    states = torch.zeros(1, 128, device="cuda", dtype=torch.bfloat16)
+    assert kernels.segments_suit(states, 64, 0.0)
+    assert not kernels.segments_suit(states, 64, 0.1)
+    assert not kernels.segments_suit(states.float(), 64, 0.0)

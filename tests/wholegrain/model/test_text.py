@@ -90,7 +90,7 @@ def with_gaps(encoder: TextEncoder, ids: Tensor, mask: Tensor) -> Tensor:
 
 def segment_by_segment(encoder: TextEncoder, ids: Tensor, mask: Tensor) -> Tensor:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "segments_suit", lambda query, dropout: True)
+        patch.setattr(kernels, "segments_suit", lambda states, width, dropout: True)
         return with_gaps(encoder, ids, mask)
 
 

@@ -150,7 +150,7 @@ def test_local_regions_equal_the_padded_rows(
     build: Build, images: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch, segments: bool
 ) -> None:
     """Values, and gradients of every weight; the slow way runs timm's own blocks over all rows."""
-    monkeypatch.setattr(kernels, "segments_suit", lambda query, dropout: segments)
+    monkeypatch.setattr(kernels, "segments_suit", lambda states, width, dropout: segments)
     model = build("local").double()
     image, mask = torch.tensor([1, 0, 1]), torch.zeros(3, 16, dtype=torch.bool)
     mask[0, [3, 4, 7]] = mask[1, 5] = mask[2, 2:15] = True
