@@ -95,7 +95,6 @@ def _segments_work(device: torch.device, dtype: torch.dtype, width: int) -> bool
     A card or a build without it, or one that treats empty segments otherwise, takes the rectangle.
     """
     generator = torch.Generator().manual_seed(0)
-    query, key, value = torch.randn(3, 24, 2, width, generator=generator).to(dtype)
     bounds = torch.tensor([0, 5, 5, 9, 24, 24]).int()
     seen = torch.tensor([0, 7, 12, 12 + 1, 24, 24]).int()
     results = []
@@ -106,9 +105,11 @@ def _segments_work(device: torch.device, dtype: torch.dtype, width: int) -> bool
             torch.enable_grad(),
             torch.autocast(device.type, enabled=False),
         ):
+            query, key, value = torch.randn(3, 24, 2, width, generator=generator).to(dtype)
             for place, precision in ((torch.device("cpu"), torch.float32), (device, dtype)):
                 inputs = [
-                    each.to(place, precision).requires_grad_() for each in (query, key, value)
+                    each.to(place, precision, copy=True).requires_grad_()
+                    for each in (query, key, value)
                 ]
                 q, k, v = inputs
                 found = segments(q, k, v, bounds.to(place), seen.to(place), (15, 11))

@@ -102,6 +102,33 @@ def test_queries_without_keys_give_zeros() -> None:
     assert torch.equal(found[2], torch.zeros(1, 4))
 
 
+def test_a_kernel_is_tried_before_it_is_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that raises, or that answers otherwise on the device, is not used."""
+    trial = kernels._segments_work.__wrapped__
+    device = torch.device("cpu")
+    assert trial(device, torch.bfloat16, 8)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        assert trial(device, torch.bfloat16, 8)
+
+    right = kernels.segments
+
+    def wrong(query: torch.Tensor, *rest: object) -> torch.Tensor:
+        found = right(query, *rest)  # type: ignore[arg-type]
+        return found + 0.5 if query.dtype == torch.bfloat16 else found
+
+    def wrong_gradient(query: torch.Tensor, *rest: object) -> torch.Tensor:
+        found = right(query, *rest)  # type: ignore[arg-type]
+        twice = 2 * found - found.detach()
+        return twice if query.dtype == torch.bfloat16 else found
+
+    def absent(*arguments: object) -> torch.Tensor:
+        raise NotImplementedError("no such kernel")
+
+    for kernel in (wrong, wrong_gradient, absent):
+        monkeypatch.setattr(kernels, "segments", kernel)
+        assert not trial(device, torch.bfloat16, 8)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_kernel_of_the_device_agrees() -> None:
     states = torch.zeros(1, 128, device="cuda", dtype=torch.bfloat16)
