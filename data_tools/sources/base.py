@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-from wholegrain.data.record import Region
+from wholegrain.data.record import Absent, Region
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,8 @@ class Draft:
 
     ``image`` is a path or the encoded bytes. ``size`` is the (width, height) in px to which the
     boxes of ``regions`` refer; ``None`` where the annotations do not say (then there are no boxes).
-    ``where`` names the annotation in messages.
+    ``where`` names the annotation in messages. ``photo`` names the photo across data sets, see
+    :class:`wholegrain.data.record.Record`.
     """
 
     id: str
@@ -31,6 +32,8 @@ class Draft:
     captions: tuple[str, ...] = ()
     regions: tuple[Region, ...] = ()
     license: str | None = None
+    photo: str | None = None
+    absent: tuple[Absent, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,20 +45,34 @@ class Bad:
     detail: str
 
 
+Drafts: TypeAlias = Iterator[Draft | Bad]
+
+
 @dataclass
 class Source:
-    """An opened data set, ready to be read once.
+    """An opened data set that can be read in pieces, in any order, by any number of processes.
+
+    It consists of ``units`` numbered from 0: single samples (``single``; each unit then yields
+    exactly one draft or one bad sample), or files of many, such as tars. ``read(start, stop,
+    left_out)`` yields what units ``start`` .. ``stop - 1`` hold, in order. It is a pure function of
+    its arguments: two calls yield equal drafts, whoever makes them. What a reader drops by rule (a
+    phrase without boxes, say), which is no fault of the data, it counts in ``left_out``.
 
     ``description`` holds all that decides the result (options, checksums of annotations, names and
-    sizes of photos): two sources with equal descriptions give equal shards. ``left_out`` counts
-    what a reader drops by rule (a phrase without boxes, say), which is no fault of the data.
+    sizes of photos): two sources with equal descriptions give equal shards. ``total`` is the number
+    of samples where it is known. ``left_out`` counts what was dropped when the source was opened.
+    ``published`` names the set of published counts that the result is compared with, see
+    :mod:`data_tools.published`.
     """
 
     name: str
     description: dict[str, Any]
-    samples: Iterator[Draft | Bad]
+    units: int
+    read: Callable[[int, int, Counter[str]], Drafts]
+    single: bool = True
     total: int | None = None
     left_out: Counter[str] = field(default_factory=Counter)
+    published: str | None = None
 
     def key(self, **more: Any) -> str:
         """SHA-256 of the description and what else decides the result, in hex.

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from wholegrain.data.corpus_files import ShardFiles
 from wholegrain.data.corpus_manifest import LAYOUT_RECORDS, file_sha256, read_manifest
-from wholegrain.data.index_file import INDEX, open_index
+from wholegrain.data.index_file import INDEX, IndexRows, open_index
 from wholegrain.data.record import Record, parse_record
 from wholegrain.data.record_plain import (
     plain_captions,
@@ -23,10 +24,12 @@ from wholegrain.data.record_plain import (
     plain_size,
 )
 from wholegrain.data.shard_image import IMAGE_KINDS, ImageKind, probe_image
+from wholegrain.data.shard_table import SHARDS, Column, ShardTable
 from wholegrain.data.shard_tar import BLOCK, member_name
 from wholegrain.errors import DataError
 
 _FAULTS_SHOWN = 10
+_SHARDS_LOOKED_FOR = 4096
 
 
 class Corpus:
@@ -38,6 +41,7 @@ class Corpus:
     Attributes:
         path: the folder.
         manifest: the whole folder's manifest, also in a split's view.
+        shards: the whole folder's table of shards.
         split: the split of this view, or None for the whole.
         fingerprint: names the exact content and order of the samples seen through this view.
     """
@@ -46,17 +50,20 @@ class Corpus:
         self,
         path: Path,
         manifest: dict[str, Any],
-        index: np.ndarray,
+        index: IndexRows,
+        shards: ShardTable,
         files: ShardFiles,
         split: str | None,
     ) -> None:
         self.path, self.manifest, self.split = path, manifest, split
+        self.shards = shards
         self._index, self._files = index, files
         self._records = manifest["layout"] == LAYOUT_RECORDS
-        self._rows: Sequence[int] | np.ndarray = range(len(index))
+        self._splits = list(manifest["splits"])
+        self._rows = range(len(index))
         self.fingerprint: str = manifest["fingerprint"]
         if split is not None:
-            self._rows = _rows_of_split(index, manifest, split)
+            self._rows = _rows_of_split(manifest, split)
             self.fingerprint = hashlib.sha256(f"{self.fingerprint}:{split}".encode()).hexdigest()
 
     @classmethod
@@ -68,17 +75,18 @@ class Corpus:
         """
         folder = Path(os.path.abspath(path))
         manifest = read_manifest(folder)
-        shards = manifest["shards"]
-        paths = [_shard_path(folder, shard["file"]) for shard in shards]
-        _check_present(folder, paths)
-        index = open_index(folder / INDEX)
-        samples = sum(shard["samples"] for shard in shards)
-        if len(index) != samples:
+        shards = ShardTable.open(folder / SHARDS)
+        index = IndexRows(folder / INDEX)
+        samples, rows = shards.total_samples, manifest["index"]["rows"]
+        if not len(index) == samples == rows:
             raise DataError(
-                f"{folder}: the index has {len(index)} rows for {samples} samples; run "
-                f"`python -m data_tools index {folder}`"
+                f"{folder}: the index has {len(index)} rows for {samples} samples, the manifest "
+                f"says {rows}; run `python -m data_tools index {folder}`"
             )
-        return cls(folder, manifest, index, ShardFiles(paths, [s["bytes"] for s in shards]), None)
+        paths = Column(len(shards), partial(_shard_path, folder, shards))
+        _check_present(folder, paths)
+        files = ShardFiles(paths, Column(len(shards), shards.bytes))
+        return cls(folder, manifest, index, shards, files, None)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -97,8 +105,8 @@ class Corpus:
 
     @property
     def index(self) -> np.ndarray:
-        """This view's rows of ``INDEX_DTYPE``; a copy unless the view is the whole."""
-        return self._index if isinstance(self._rows, range) else self._index[self._rows]
+        """This view's rows of ``INDEX_DTYPE``, memory-mapped."""
+        return open_index(self.path / INDEX)[self._rows.start : self._rows.stop]
 
     def select(self, split: str | None) -> Corpus:
         """The view of one split; None gives this very view.
@@ -110,7 +118,7 @@ class Corpus:
             return self
         if self.split is not None:
             raise DataError(f"{self}: has split {self.split!r} only, not {split!r}; select anew")
-        return type(self)(self.path, self.manifest, self._index, self._files, split)
+        return type(self)(self.path, self.manifest, self._index, self.shards, self._files, split)
 
     def record(self, i: int) -> Record:
         """Sample ``i``'s record.
@@ -142,11 +150,14 @@ class Corpus:
         Raises:
             DataError: lists each missing or altered file.
         """
-        expected = [(self.path / INDEX, self.manifest["index"].get("sha256"))]
-        digests = [shard["sha256"] for shard in self.manifest["shards"]]
-        expected += zip(self._files.paths, digests, strict=True)
+        expected = [
+            (self.path / INDEX, self.manifest["index"]["sha256"]),
+            (self.path / SHARDS, self.manifest["shards"]["sha256"]),
+        ]
+        paths = self._files.paths
+        shards = ((paths[n], self.shards.sha256(n)) for n in range(len(paths)))
         faults = []
-        for path, digest in expected:
+        for path, digest in chain(expected, shards):
             try:
                 found = file_sha256(path)
             except OSError as error:
@@ -188,7 +199,7 @@ class Corpus:
             size,
             sample_id=self._plain_id(row),
             source=self.manifest["plain"]["source"],
-            split=self.manifest["split_ids"][row["split"]],
+            split=self._splits[row["split"]],
             where=where,
         )
 
@@ -206,8 +217,9 @@ def _reopen(path: str, split: str | None, fingerprint: str) -> Corpus:
     return corpus
 
 
-def _shard_path(folder: Path, file: str) -> Path:
+def _shard_path(folder: Path, shards: ShardTable, number: int) -> Path:
     """A name inside the folder, or an absolute path where tars were indexed in place."""
+    file = shards.file(number)
     if not os.path.isabs(file) and os.path.basename(file) != file:
         raise DataError(
             f"{folder}: shard {file!r} is neither a name nor an absolute path; index it"
@@ -215,22 +227,27 @@ def _shard_path(folder: Path, file: str) -> Path:
     return folder / file
 
 
-def _check_present(folder: Path, paths: list[Path]) -> None:
-    # One listing instead of a look-up a shard: a large corpus has a hundred thousand of them.
-    present = set(os.listdir(folder))
-    for path in paths:
-        if path.name not in present if path.parent == folder else not path.is_file():
+def _check_present(folder: Path, paths: Sequence[Path]) -> None:
+    """Looks for each shard, or for 4,096 of very many; a read names any other that lacks."""
+    count = len(paths)
+    step = max(1, -(-count // _SHARDS_LOOKED_FOR))
+    # One listing instead of a look-up a shard.
+    present = set(os.listdir(folder)) if step == 1 else None
+    for number in {*range(0, count, step), count - 1}:
+        path = paths[number]
+        listed = present is not None and path.parent == folder
+        if path.name not in present if listed else not path.is_file():  # type: ignore[operator]
             raise DataError(f"{path}: the shard is missing; fetch it, or index the corpus again")
 
 
-def _rows_of_split(
-    index: np.ndarray, manifest: dict[str, Any], split: str
-) -> Sequence[int] | np.ndarray:
+def _rows_of_split(manifest: dict[str, Any], split: str) -> range:
     counts = manifest["splits"]
-    if split not in counts or split not in manifest["split_ids"]:
+    if split not in counts:
         have = ", ".join(f"{name} ({count})" for name, count in counts.items())
         raise DataError(f"corpus {manifest['name']!r}: no split {split!r}; it has {have}")
-    if counts[split] == len(index):
-        return range(len(index))
-    rows = np.flatnonzero(index["split"] == manifest["split_ids"].index(split))
-    return rows.astype(np.uint32) if len(index) <= np.iinfo(np.uint32).max else rows
+    start = 0
+    for name, count in counts.items():
+        if name == split:
+            break
+        start += count
+    return range(start, start + counts[split])

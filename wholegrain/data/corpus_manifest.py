@@ -5,18 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from wholegrain.data.index_file import INDEX
-from wholegrain.data.record import Record
+from wholegrain.data.shard_table import SHARDS, ShardTable
 from wholegrain.errors import DataError
 
 MANIFEST = "manifest.json"
-MANIFEST_SCHEMA = 1
+MANIFEST_SCHEMA = 2
 # Samples carry our record, or the .txt/.json of a plain WebDataset.
 LAYOUT_RECORDS, LAYOUT_PLAIN = "records", "plain"
 
@@ -28,67 +25,10 @@ _FIELDS: dict[str, type] = {
     "source": dict,
     "counts": dict,
     "splits": dict,
-    "split_ids": list,
     "fingerprint": str,
     "index": dict,
-    "shards": list,
+    "shards": dict,
 }
-_SHARD_FIELDS: dict[str, type] = {"file": str, "sha256": str, "bytes": int, "samples": int}
-
-
-@dataclass(frozen=True, slots=True)
-class ShardInfo:
-    """One tar: ``file`` is a name in the corpus folder, or an absolute path if indexed in place."""
-
-    file: str
-    sha256: str
-    bytes: int
-    samples: int
-
-
-class Tally:
-    """Counts what the records of a corpus hold, and numbers its splits in order of appearance."""
-
-    def __init__(self) -> None:
-        self._counts: Counter[str] = Counter()
-        self._splits: Counter[str] = Counter()
-        self.split_ids: dict[str, int] = {}
-
-    def add(self, record: Record) -> int:
-        """Counts one record; returns the number of its split."""
-        counts = self._counts
-        counts["images"] += 1
-        counts["captions"] += len(record.captions)
-        for region in record.regions:
-            counts["objects" if region.grain == "object" else "regions"] += 1
-            if region.grain == "region":
-                counts["phrases"] += len(region.texts)
-            if region.ref is not None:
-                counts["expressions"] += len(region.texts)
-        self._splits[record.split] += 1
-        return self.split_ids.setdefault(record.split, len(self.split_ids))
-
-    @property
-    def images(self) -> int:
-        """Records counted so far."""
-        return self._counts["images"]
-
-    def counts(self) -> dict[str, int]:
-        """Images, captions, region and object boxes, region texts, referring expressions."""
-        names = ("images", "captions", "regions", "objects", "phrases", "expressions")
-        return {name: self._counts[name] for name in names}
-
-    def splits(self) -> dict[str, int]:
-        """Images by split, in order of first appearance."""
-        return {split: self._splits[split] for split in self.split_ids}
-
-
-def corpus_fingerprint(shards: Sequence[ShardInfo]) -> str:
-    """sha256 over the shards' sha256, in order: a name for the corpus's exact content."""
-    digest = hashlib.sha256()
-    for shard in shards:
-        digest.update(bytes.fromhex(shard.sha256))
-    return digest.hexdigest()
 
 
 def file_sha256(path: Path) -> str:
@@ -106,30 +46,30 @@ def write_manifest(
     name: str,
     layout: str,
     source: dict[str, Any],
-    tally: Tally,
-    shards: Sequence[ShardInfo],
+    counts: dict[str, int],
+    split_counts: dict[str, dict[str, int]],
+    table: ShardTable,
     extra: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Writes the manifest aside, makes it durable and renames it; returns it.
 
-    The index must be there already. ``extra`` adds fields.
-
-    Raises:
-        DataError: there is no sample.
+    Index and table of shards must be there already. ``extra`` adds fields.
     """
-    if not tally.images:
-        raise DataError(f"{folder}: no sample, so no corpus is made; check the source's paths")
     manifest = {
         "schema": MANIFEST_SCHEMA,
         "name": name,
         "layout": layout,
         "source": source,
-        "counts": tally.counts(),
-        "splits": tally.splits(),
-        "split_ids": list(tally.split_ids),
-        "fingerprint": corpus_fingerprint(shards),
-        "index": {"rows": tally.images, "sha256": file_sha256(folder / INDEX)},
-        "shards": [asdict(shard) for shard in shards],
+        "counts": counts,
+        "splits": {split: found["images"] for split, found in split_counts.items()},
+        "split_counts": split_counts,
+        "fingerprint": table.fingerprint(),
+        "index": {"rows": table.total_samples, "sha256": file_sha256(folder / INDEX)},
+        "shards": {
+            "count": len(table),
+            "bytes": table.total_bytes,
+            "sha256": file_sha256(folder / SHARDS),
+        },
         **(extra or {}),
     }
     aside = folder / f".{MANIFEST}.partial-{os.getpid()}"
@@ -150,31 +90,46 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
     Raises:
         DataError: there is none (the remedy says what the folder looks like instead), or it is
-            damaged or newer than this program.
+            damaged or of another version than this program's.
     """
-    path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_bytes())
+        raw = (folder / MANIFEST).read_bytes()
     except OSError as error:
         raise DataError(_absent(folder, error)) from None
+    return parse_manifest(raw, str(folder / MANIFEST))
+
+
+def parse_manifest(raw: bytes, path: str) -> dict[str, Any]:
+    """Checks a manifest's bytes; ``path`` and errors as in :func:`read_manifest`."""
+    try:
+        manifest = json.loads(raw)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: damaged ({error}); run `data_tools index` on it") from None
     schema = manifest.get("schema") if isinstance(manifest, dict) else None
     if schema != MANIFEST_SCHEMA:
-        remedy = f"this version reads {MANIFEST_SCHEMA}: update wholegrain or convert again"
-        raise DataError(f"{path}: schema is {schema!r}; {remedy}")
+        newer = isinstance(schema, int) and schema > MANIFEST_SCHEMA
+        remedy = "update wholegrain" if newer else "run `python -m data_tools index` on the folder"
+        raise DataError(
+            f"{path}: manifest schema is {schema!r}, this version reads {MANIFEST_SCHEMA}; {remedy}"
+        )
     _check_types(manifest, _FIELDS, path, "")
     if manifest["layout"] == LAYOUT_PLAIN:
         _check_types(manifest, {"plain": dict}, path, "")
         _check_types(manifest["plain"], {"source": str, "split": str}, path, "plain.")
     elif manifest["layout"] != LAYOUT_RECORDS:
         raise DataError(f"{path}: layout is {manifest['layout']!r}; run `data_tools index` on it")
-    for position, shard in enumerate(manifest["shards"]):
-        if not isinstance(shard, dict):
-            raise DataError(f"{path}: shards[{position}] is {shard!r}; run `data_tools index`")
-        _check_types(shard, _SHARD_FIELDS, path, f"shards[{position}].")
-    if not manifest["shards"] or not manifest["index"].get("rows"):
+    _check_types(manifest["shards"], {"count": int, "bytes": int, "sha256": str}, path, "shards.")
+    _check_types(manifest["index"], {"rows": int, "sha256": str}, path, "index.")
+    splits = manifest["splits"].values()
+    if not all(isinstance(count, int) and not isinstance(count, bool) for count in splits):
+        raise DataError(f"{path}: splits is {manifest['splits']!r}; run `data_tools index` on it")
+    if not manifest["shards"]["count"] or not manifest["index"]["rows"]:
         raise DataError(f"{path}: the corpus is empty; convert or index it again")
+    if sum(splits) != manifest["index"]["rows"]:
+        raise DataError(
+            f"{path}: splits add up to {sum(splits)}, index.rows is {manifest['index']['rows']}; "
+            "run `data_tools index` on it"
+        )
     return manifest
 
 
@@ -186,7 +141,7 @@ def _absent(folder: Path, error: OSError) -> str:
     return f"{folder}: no corpus, {MANIFEST} cannot be read ({error.strerror}); check the path"
 
 
-def _check_types(values: dict[str, Any], types: dict[str, type], path: Path, prefix: str) -> None:
+def _check_types(values: dict[str, Any], types: dict[str, type], path: str, prefix: str) -> None:
     for key, kind in types.items():
         if not isinstance(values.get(key), kind):
             found = values.get(key)

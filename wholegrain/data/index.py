@@ -8,16 +8,14 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from wholegrain.data.assemble import Part, Tally, assemble_corpus
 from wholegrain.data.corpus_files import ShardFiles
 from wholegrain.data.corpus_manifest import (
     LAYOUT_PLAIN,
     LAYOUT_RECORDS,
     MANIFEST,
-    ShardInfo,
-    Tally,
     file_sha256,
     read_manifest,
-    write_manifest,
 )
 from wholegrain.data.index_file import (
     INDEX,
@@ -36,8 +34,9 @@ from wholegrain.data.record_plain import (
     plain_meta,
     plain_record,
 )
-from wholegrain.data.shard_folder import atomic_folder, locked_folder, sync_folder
+from wholegrain.data.shard_folder import atomic_folder, locked_folder
 from wholegrain.data.shard_image import IMAGE_KINDS
+from wholegrain.data.shard_table import SHARDS, ShardInfo, ShardTable
 from wholegrain.data.shard_tar import BLOCK
 from wholegrain.errors import DataError, RecordError
 
@@ -102,8 +101,8 @@ def write_index(
             old = {}
         tars = sorted(folder.glob("*.tar"))
         files = [path.name for path in tars]
-        if not tars:  # an index made in place elsewhere
-            files = [shard["file"] for shard in old.get("shards", [])]
+        if not tars and old:  # an index made in place elsewhere
+            files = [shard.file for shard in ShardTable.open(folder / SHARDS)]
             tars = [folder / file for file in files]
         plain = {"source": folder.name, "split": "train", **old.get("plain", {})}
         indexer = _Indexer(source or plain["source"], split or plain["split"])
@@ -139,34 +138,30 @@ class _Indexer:
             raise DataError(f"{folder}: no tar to index; check the path or pattern")
         sizes = [_size(path) for path in tars]
         self._files = ShardFiles(tars, sizes)
-        aside = folder / f".{INDEX}.partial-{os.getpid()}"
+        aside = folder / f".rows.partial-{os.getpid()}"
         shards = []
-        with IndexWriter(aside) as writer:
-            for number, (path, file) in enumerate(zip(tars, files, strict=True)):
-                samples = self._add_tar(path, number, writer)
-                shards.append(ShardInfo(file, file_sha256(path), sizes[number], samples))
-                if progress is not None:
-                    progress(path.name)
-        if not self._tally.images:
-            aside.unlink()
-            skipped = f" (left out: {dict(self._skipped)})" if self._skipped else ""
-            raise DataError(f"{folder}: the tars hold no image with a text{skipped}; check them")
-        aside.replace(folder / INDEX)
-        layout = self._layout or LAYOUT_PLAIN
-        extra: dict[str, Any] = {"skipped": dict(sorted(self._skipped.items()))}
-        if layout == LAYOUT_PLAIN:
-            extra["plain"] = {"source": self._source, "split": self._split}
-        manifest = write_manifest(
-            folder,
-            name=name,
-            layout=layout,
-            source=origin,
-            tally=self._tally,
-            shards=shards,
-            extra=extra,
-        )
-        sync_folder(folder)
-        return manifest
+        try:
+            with IndexWriter(aside) as writer:
+                for number, (path, file) in enumerate(zip(tars, files, strict=True)):
+                    samples = self._add_tar(path, number, writer)
+                    shards.append(ShardInfo(file, file_sha256(path), sizes[number], samples))
+                    if progress is not None:
+                        progress(path.name)
+            if not self._tally.images:
+                skipped = f" (left out: {dict(self._skipped)})" if self._skipped else ""
+                raise DataError(
+                    f"{folder}: the tars hold no image with a text{skipped}; check them"
+                )
+            layout = self._layout or LAYOUT_PLAIN
+            extra: dict[str, Any] = {"skipped": dict(sorted(self._skipped.items()))}
+            if layout == LAYOUT_PLAIN:
+                extra["plain"] = {"source": self._source, "split": self._split}
+            part = Part(aside, shards, self._tally)
+            return assemble_corpus(
+                folder, [part], name=name, layout=layout, source=origin, extra=extra
+            )
+        finally:
+            aside.unlink(missing_ok=True)
 
     def _add_tar(self, path: Path, shard: int, writer: IndexWriter) -> int:
         before = self._tally.images
@@ -196,7 +191,7 @@ class _Indexer:
                 meta_bytes=len(raw_meta),
                 text=text.data if text else 0,
                 text_bytes=len(raw_text),
-                id=id_hash(record.id),
+                id=id_hash(record.photo_id),
                 shard=shard,
                 captions=len(record.captions),
                 regions=len(record.regions),

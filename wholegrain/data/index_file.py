@@ -7,7 +7,9 @@ and any sample is one read at a known place. The file is a plain ``.npy`` of ``I
 from __future__ import annotations
 
 import hashlib
+import io
 import os
+import threading
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +23,8 @@ INDEX = "index.npy"
 
 # 56 bytes. Offsets and lengths are bytes in the shard; a length of 0 means there is no such
 # member. `text` is the .txt of plain WebDataset tars. `head` is how many 512-byte blocks before
-# `image` the image member's first header begins (the key is read from there). `id` is `id_hash`.
+# `image` the image member's first header begins (the key is read from there). `id` is `id_hash` of
+# the photo's identity.
 INDEX_DTYPE = np.dtype(
     [
         ("image", "<u8"),
@@ -34,7 +37,7 @@ INDEX_DTYPE = np.dtype(
         ("text_bytes", "<u4"),
         ("captions", "<u2"),
         ("regions", "<u2"),
-        ("split", "<u2"),  # position in the manifest's split_ids
+        ("split", "<u2"),  # position in the manifest's splits; rows are grouped by it
         ("kind", "u1"),  # position in IMAGE_KINDS
         ("head", "u1"),
     ]
@@ -43,9 +46,18 @@ INDEX_DTYPE = np.dtype(
 Row = tuple[int, ...]
 
 
-def id_hash(sample_id: str) -> int:
-    """64 bits of a sample's id, for finding the same image in two corpora."""
-    return int.from_bytes(hashlib.blake2b(sample_id.encode(), digest_size=8).digest(), "little")
+def id_hash(photo_id: str) -> int:
+    """64 bits of a photo's identity, for finding the same photo in two corpora."""
+    return int.from_bytes(hashlib.blake2b(photo_id.encode(), digest_size=8).digest(), "little")
+
+
+def npy_header(rows: int) -> bytes:
+    """What stands before `rows` rows in an index file; of one length for any number of them."""
+    descr = np.lib.format.dtype_to_descr(INDEX_DTYPE)
+    header = {"descr": descr, "fortran_order": False, "shape": (rows,)}
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_2_0(buffer, header)
+    return buffer.getvalue()
 
 
 def index_row(
@@ -88,7 +100,7 @@ class IndexWriter:
         except OSError as error:
             remedy = "write the index to another folder"
             raise DataError(f"{self._path}: cannot be made ({error.strerror}); {remedy}") from error
-        self._header_bytes = self._write_header(0)
+        self._file.write(npy_header(0))
         return self
 
     def add(self, row: Row) -> None:
@@ -108,8 +120,7 @@ class IndexWriter:
                 self._flush()
                 self._file.seek(0)
                 # numpy pads the header so that the first axis can grow in place.
-                if self._write_header(self._written) != self._header_bytes:
-                    raise AssertionError("the .npy header changed its length")
+                self._file.write(npy_header(self._written))
                 self._file.flush()
                 os.fsync(self._file.fileno())
         finally:
@@ -123,12 +134,6 @@ class IndexWriter:
         self._written += len(self._rows)
         self._rows.clear()
 
-    def _write_header(self, rows: int) -> int:
-        descr = np.lib.format.dtype_to_descr(INDEX_DTYPE)
-        header = {"descr": descr, "fortran_order": False, "shape": (rows,)}
-        np.lib.format.write_array_header_2_0(self._file, header)
-        return self._file.tell()
-
 
 def open_index(path: Path) -> np.ndarray:
     """Maps an index read-only: ``(N,)`` of ``INDEX_DTYPE``; no row is read."""
@@ -139,3 +144,41 @@ def open_index(path: Path) -> np.ndarray:
     if not isinstance(rows, np.ndarray) or rows.dtype != INDEX_DTYPE or rows.ndim != 1:
         raise DataError(f"{path}: an index of another layout; run `data_tools index` again")
     return rows
+
+
+class IndexRows:
+    """Single rows of an index by positioned reads.
+
+    A memory map would do, but each page that a training run has touched counts as its memory: over
+    an epoch of 10^9 samples that is the whole file. Safe to share between threads and to fork.
+    """
+
+    def __init__(self, path: Path) -> None:
+        mapped = open_index(path)
+        self.path, self._rows = path, len(mapped)
+        self._first = getattr(mapped, "offset", 0)  # of the first row; numpy sets it
+        self._lock = threading.Lock()
+        self._descriptor = -1
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def __getitem__(self, number: int) -> np.void:
+        """Row `number` as a scalar of ``INDEX_DTYPE``."""
+        if self._descriptor < 0:
+            self._open()
+        width = INDEX_DTYPE.itemsize
+        raw = os.pread(self._descriptor, width, self._first + number * width)
+        if len(raw) < width:
+            raise DataError(f"{self.path}: ends before row {number}; run `data_tools index` on it")
+        row: np.void = np.frombuffer(raw, dtype=INDEX_DTYPE)[0]
+        return row
+
+    def _open(self) -> None:
+        with self._lock:
+            if self._descriptor < 0:
+                self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)

@@ -13,9 +13,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+from wholegrain.data.record_fast import FastParser
 from wholegrain.data.record_parse import (
     BOX_TOLERANCE_PX,
+    ENCLOSING_TOLERANCE_PX,
     MAX_RECORD_BYTES,
+    MAX_SIDE_PX,
     SCHEMA,
     Fields,
     load_json,
@@ -27,6 +30,7 @@ __all__ = [
     "BOX_TOLERANCE_PX",
     "MAX_RECORD_BYTES",
     "SCHEMA",
+    "Absent",
     "Box",
     "Grain",
     "Record",
@@ -40,8 +44,6 @@ Box: TypeAlias = tuple[float, float, float, float]
 Grain: TypeAlias = Literal["region", "object"]
 
 _GRAINS: dict[str, Grain] = {"region": "region", "object": "object"}
-_MAX_SIDE_PX = 1 << 20
-_ENCLOSING_SLACK_PX = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +80,21 @@ class Region:
 
 
 @dataclass(frozen=True, slots=True)
+class Absent:
+    """Expressions for which nothing in the image is meant (gRefCOCO's no-target samples)."""
+
+    texts: tuple[str, ...]
+    ref: Reference | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
-    """All that is known of one image. ``split`` is the record's, ``id`` unique within it."""
+    """All that is known of one image. ``split`` is the record's, ``id`` unique within it.
+
+    ``photo`` names the photo itself, the same in all data sets that show it (``coco/391895`` in
+    COCO 2014 and 2017, RefCOCO and Visual Genome), so that training and evaluation photos can be
+    told apart across corpora; None where no other data set is known to show it.
+    """
 
     id: str
     source: str
@@ -90,6 +105,13 @@ class Record:
     regions: tuple[Region, ...] = ()
     license: str | None = None
     schema: int = SCHEMA
+    photo: str | None = None
+    absent: tuple[Absent, ...] = ()
+
+    @property
+    def photo_id(self) -> str:
+        """``photo``, or the record's own id where there is none."""
+        return self.photo or self.id
 
     def to_json(self) -> bytes:
         """Compact UTF-8 JSON with sorted keys: equal records give equal bytes."""
@@ -130,13 +152,28 @@ def parse_record(raw: bytes | str | dict[str, Any], where: str) -> Record:
     Raises:
         RecordError: names the file, the field, its value and the remedy.
     """
+    if not isinstance(raw, dict):
+        record = _parse_common(raw)
+        if record is not None:
+            return record
+    return parse_record_fully(raw, where)
+
+
+_parse_common = FastParser(Record, Region, Reference, Absent, _GRAINS)
+
+
+def parse_record_fully(raw: bytes | str | dict[str, Any], where: str) -> Record:
+    """What :func:`parse_record` means, field by field: it decides wherever there is a fault."""
     fields = Fields(load_json(raw, where) if not isinstance(raw, dict) else raw, where, "")
     schema = fields.integer("schema", 1, 1 << 31)
     if schema != SCHEMA:
-        remedy = f"this version reads schema {SCHEMA}: update wholegrain or convert again"
+        remedy = (
+            f"this version of wholegrain reads record schema {SCHEMA} only: update wholegrain, or "
+            "convert the source again with this version"
+        )
         raise RecordError(where, "schema", schema, remedy)
-    width = fields.integer("width", 1, _MAX_SIDE_PX)
-    height = fields.integer("height", 1, _MAX_SIDE_PX)
+    width = fields.integer("width", 1, MAX_SIDE_PX)
+    height = fields.integer("height", 1, MAX_SIDE_PX)
     record = Record(
         id=fields.text("id"),
         source=fields.text("source"),
@@ -146,9 +183,11 @@ def parse_record(raw: bytes | str | dict[str, Any], where: str) -> Record:
         captions=fields.texts("captions"),
         regions=tuple(_parse_region(item, width, height) for item in fields.objects("regions")),
         license=fields.optional_text("license"),
+        photo=fields.optional_text("photo"),
+        absent=tuple(_parse_absent(item) for item in fields.objects("absent")),
     )
     fields.refuse_unknown()
-    if not record.captions and not record.regions:
+    if not record.captions and not record.regions and not record.absent:
         remedy = "a record needs a caption or a region with a text; leave the image out otherwise"
         raise RecordError(where, "captions", [], remedy)
     return record
@@ -176,6 +215,15 @@ def _parse_region(fields: Fields, width: int, height: int) -> Region:
     )
 
 
+def _parse_absent(fields: Fields) -> Absent:
+    texts = fields.texts("texts")
+    if not texts:
+        raise fields.error("texts", [], "give at least one text or leave it out")
+    ref = _parse_reference(fields, len(texts))
+    fields.refuse_unknown()
+    return Absent(texts, ref)
+
+
 def _parse_boxes(fields: Fields, box: Box, width: int, height: int) -> tuple[Box, ...]:
     raw = fields.sequence("boxes")
     boxes = tuple(
@@ -184,7 +232,7 @@ def _parse_boxes(fields: Fields, box: Box, width: int, height: int) -> tuple[Box
     if not boxes:
         return ()
     around = enclosing_box(boxes)
-    if any(abs(a - b) > 2 * _ENCLOSING_SLACK_PX for a, b in zip(around, box, strict=True)):
+    if any(abs(a - b) > ENCLOSING_TOLERANCE_PX for a, b in zip(around, box, strict=True)):
         raise fields.error("box", list(box), f"with several boxes it must enclose them: {around}")
     return boxes if len(boxes) > 1 else ()
 
@@ -218,6 +266,13 @@ def _record_dict(record: Record) -> dict[str, Any]:
     }
     if record.license is not None:
         out["license"] = record.license
+    if record.photo is not None:
+        out["photo"] = record.photo
+    if record.absent:
+        out["absent"] = [
+            {"texts": each.texts, **({"ref": _reference_dict(each.ref)} if each.ref else {})}
+            for each in record.absent
+        ]
     return out
 
 
@@ -231,11 +286,14 @@ def _region_dict(region: Region) -> dict[str, Any]:
     if len(region.boxes) > 1:
         out["boxes"] = region.boxes
     if region.ref is not None:
-        ref = region.ref
-        out["ref"] = {
-            "set": ref.set,
-            "ref_id": ref.ref_id,
-            "sent_ids": ref.sent_ids,
-            "split": ref.split,
-        }
+        out["ref"] = _reference_dict(region.ref)
     return out
+
+
+def _reference_dict(ref: Reference) -> dict[str, Any]:
+    return {
+        "set": ref.set,
+        "ref_id": ref.ref_id,
+        "sent_ids": ref.sent_ids,
+        "split": ref.split,
+    }

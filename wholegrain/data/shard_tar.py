@@ -7,13 +7,15 @@ an error instead of an early end, and nothing but regular files and directories 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import tarfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import BinaryIO, NoReturn
 
 from wholegrain.errors import DataError
 
@@ -90,6 +92,43 @@ def member_name(read: Read, path: Path, header: int, data: int) -> str:
     if found is None or found[0].data != data:
         raise DataError(f"{path}: no tar member at byte {header}; index the corpus again")
     return found[0].name
+
+
+class ShardFile:
+    """One growing tar that knows its offset and its digest."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: BinaryIO = open(path, "xb")  # noqa: SIM115 - closed in close or abandon
+        self._digest = hashlib.sha256()
+        self.bytes = 0
+        self.samples = 0
+
+    def append(self, name: str, data: bytes) -> int:
+        """Adds a member; returns where its data begins."""
+        self._put(tar_header(name, len(data)))
+        offset = self.bytes
+        self._put(data)
+        self._put(bytes(padded(len(data)) - len(data)))
+        return offset
+
+    def close(self) -> str:
+        """Ends the archive, makes it durable and returns its sha256."""
+        with self._file:
+            self._put(END_OF_ARCHIVE)
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        return self._digest.hexdigest()
+
+    def abandon(self) -> None:
+        """Lets go of a file that nobody will read."""
+        with suppress(OSError):  # closing flushes, which a full disk refuses
+            self._file.close()
+
+    def _put(self, data: bytes) -> None:
+        self._file.write(data)
+        self._digest.update(data)
+        self.bytes += len(data)
 
 
 class _HeaderReader:

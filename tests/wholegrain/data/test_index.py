@@ -74,6 +74,7 @@ def test_scanning_our_shards_gives_the_index_that_the_writer_made(tmp_path: Path
     assert sorted(path.name for path in out.iterdir() if path.suffix != ".tar") == [
         "index.npy",
         "manifest.json",
+        "shards.npy",
     ]
     in_place = index_tars(out.glob("*.tar"), tmp_path / "elsewhere", source="unused")
     assert in_place["fingerprint"] == manifest["fingerprint"]
@@ -129,7 +130,7 @@ def test_captions_and_sizes_come_from_wherever_they_are(tmp_path: Path) -> None:
 def test_beside_foreign_tars_and_again_with_the_same_origin(tmp_path: Path) -> None:
     make_tar(tmp_path / "web" / "0.tar", PAIR)
     first = write_index(tmp_path / "web", source="cc3m", split="val")
-    assert first["shards"][0]["file"] == "0.tar"
+    assert Corpus.open(tmp_path / "web").shards.file(0) == "0.tar"
     make_tar(tmp_path / "web" / "1.tar", PAIR)
     second = write_index(tmp_path / "web")
     assert second["plain"] == first["plain"] == {"source": "cc3m", "split": "val"}

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from wholegrain.data import shard as shard_module
+from wholegrain.data import shard_tar
 from wholegrain.data.corpus import Corpus
 from wholegrain.data.record import Record, Reference, Region, parse_record
 from wholegrain.data.shard import ShardWriter
@@ -69,7 +69,7 @@ def test_any_webdataset_reader_reads_the_shards(tmp_path: Path) -> None:
     paths = sorted(str(path) for path in (tmp_path / "c").glob("*.tar"))
     assert len(paths) == 2
     samples = list(webdataset.WebDataset(paths, shardshuffle=False))
-    assert [sample["__key__"] for sample in samples] == ["000000000", "000000001", "000000002"]
+    assert [sample["__key__"] for sample in samples] == [f"{n:011d}" for n in range(3)]
     for number, (sample, (kind, image)) in enumerate(zip(samples, images.items(), strict=True)):
         assert sample[kind] == image
         assert parse_record(sample["json"], "") == record(number)
@@ -105,6 +105,7 @@ def test_the_manifest_counts_what_was_written(tmp_path: Path) -> None:
         "objects": 1,
         "phrases": 3,
         "expressions": 2,
+        "references": 1,
     }
     assert manifest["splits"] == {"val": 1, "train": 1}
     assert manifest["name"] == "c"
@@ -113,12 +114,12 @@ def test_the_manifest_counts_what_was_written(tmp_path: Path) -> None:
 
 def test_shards_close_at_either_limit(tmp_path: Path) -> None:
     by_count = write(tmp_path / "count", count=5, max_samples=2)
-    assert [s["samples"] for s in Corpus.open(by_count).manifest["shards"]] == [2, 2, 1]
+    assert [s.samples for s in Corpus.open(by_count).shards] == [2, 2, 1]
     one = 512 * (2 + 1) + -(-len(encoded(24, 16)) // 512) * 512
     by_size = write(tmp_path / "size", count=5, max_bytes=3 * one)
-    assert [s["samples"] for s in Corpus.open(by_size).manifest["shards"]] == [3, 2]
+    assert [s.samples for s in Corpus.open(by_size).shards] == [3, 2]
     tiny = write(tmp_path / "tiny", count=2, max_bytes=1)
-    assert [s["samples"] for s in Corpus.open(tiny).manifest["shards"]] == [1, 1]
+    assert [s.samples for s in Corpus.open(tiny).shards] == [1, 1]
 
 
 def test_an_exception_leaves_nothing(tmp_path: Path) -> None:
@@ -280,14 +281,14 @@ def test_what_is_stored_is_the_clipped_record(tmp_path: Path) -> None:
 def test_a_full_disk_ends_the_run_even_if_taken_for_a_bad_sample(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = shard_module._ShardFile._put
+    whole = shard_tar.ShardFile._put
 
     def put(self, data: bytes) -> None:
         if self.samples == 2:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         whole(self, data)
 
-    monkeypatch.setattr(shard_module._ShardFile, "_put", put)
+    monkeypatch.setattr(shard_tar.ShardFile, "_put", put)
     refused = 0
     with (
         pytest.raises(DataError, match="No space left"),
