@@ -11,7 +11,7 @@ from torch import Tensor
 from pretrain.config import ObjectiveConfig
 from wholegrain.boxes import box_mask
 from wholegrain.data.batch import IGNORED, IMAGE, ConceptBatch
-from wholegrain.data.order import stable_key
+from wholegrain.data.permutation import stable_key
 from wholegrain.model.concepts import Shown
 from wholegrain.model.multigrain import MultiGrainModel
 from wholegrain.model.packing import Packing

@@ -8,93 +8,15 @@ numbers.
 
 from __future__ import annotations
 
-import hashlib
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isqrt
+from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 
+from wholegrain.data.blocks import BlockPermutation
+from wholegrain.data.permutation import Ints, Permutation, stable_key
 from wholegrain.errors import ConfigError
-
-Ints = NDArray[np.int64]
-
-_ROUNDS = 8  # a Feistel network of 4 is already pseudo-random; 8 covers tiny sizes as well
-_MAX_SIZE = 1 << 62
-
-
-def stable_key(*parts: int | str) -> int:
-    """A 128-bit key made from numbers and words; the same on every machine and Python."""
-    digest = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        # Length and kind go in as well, so that ("ab", "c") and ("a", "bc") differ.
-        raw = part.encode() if isinstance(part, str) else b"%d" % part
-        digest.update(struct.pack("<?Q", isinstance(part, str), len(raw)))
-        digest.update(raw)
-    return int.from_bytes(digest.digest(), "little")
-
-
-def keyed_rng(*parts: int | str) -> np.random.Generator:
-    """A random generator whose draws depend on `parts` alone; costs about 10 microseconds."""
-    key = stable_key(*parts)
-    words = np.array([key & (2**64 - 1), key >> 64], dtype=np.uint64)
-    return np.random.Generator(np.random.Philox(key=words))
-
-
-class Permutation:
-    """A keyed bijection on 0..size-1 that takes no memory.
-
-    A Feistel network on pairs (left, right) of digits to base a = ceil(sqrt(size)),
-
-        (left, right) -> (right, (left + F_k(right)) mod a),
-
-    is a bijection on 0..a^2-1 whatever F is. Results beyond `size` are sent through again until
-    they fall inside (cycle walking); as a^2 exceeds `size` by at most 2 sqrt(size), that is rare.
-
-    Args:
-        key: any non-negative integer; another key is another permutation.
-        size: at least 1.
-    """
-
-    def __init__(self, key: int, size: int) -> None:
-        if not 1 <= size <= _MAX_SIZE:
-            raise ValueError(f"size is {size}; it must lie in 1..2**62")
-        self.size = size
-        self._base = np.uint64(isqrt(size - 1) + 1)
-        self._round_keys = [
-            np.uint64(stable_key("round", key, number) & (2**64 - 1)) for number in range(_ROUNDS)
-        ]
-
-    def __call__(self, positions: NDArray[np.integer] | Sequence[int] | int) -> Ints:
-        """Images of `positions`, any shape; int64 of the same shape.
-
-        Raises:
-            IndexError: a position outside 0..size-1.
-        """
-        inside = np.asarray(positions, dtype=np.int64)
-        if inside.size and (inside.min() < 0 or inside.max() >= self.size):
-            raise IndexError(f"positions must lie in 0..{self.size - 1}")
-        values = self._network(inside.astype(np.uint64).ravel())
-        outside = np.flatnonzero(values >= self.size)
-        while outside.size:
-            values[outside] = self._network(values[outside])
-            outside = outside[values[outside] >= self.size]
-        return values.astype(np.int64).reshape(inside.shape)
-
-    def _network(self, values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        left, right = np.divmod(values, self._base)
-        for key in self._round_keys:
-            left, right = right, (left + _mix(right ^ key) % self._base) % self._base
-        return left * self._base + right
-
-
-def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """A bijective scrambling of 64-bit words (the finaliser of SplitMix64)."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +28,16 @@ class Part:
         size: number of samples.
         fingerprint: of the corpus; another content is another order.
         per_batch: its samples in each global batch.
+        block: rows of a block in the block-wise order; None permutes all samples at once.
+        window: blocks that are mixed with each other.
     """
 
     name: str
     size: int
     fingerprint: str
     per_batch: int
+    block: int | None = None
+    window: int = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +72,11 @@ class Order:
     Each batch holds `per_batch` samples of each part. The j-th sample of a part in batch b stands
     at position p = b * per_batch + j of that part, which is epoch p // size and, in it, the sample
     that the epoch's permutation puts at p % size. So an epoch holds every sample once, its last
-    samples share a batch with the first of the next, and nothing is dropped.
+    samples share a batch with the first of the next, and nothing is dropped. Corpora of a mixture
+    end their epochs at different steps, each for itself.
+
+    In the block-wise order a part's samples of a batch are sorted by row, so that the contiguous
+    share of a rank comes from few shards.
 
     Args:
         seed: of the run.
@@ -172,6 +102,8 @@ class Order:
         self.seed = seed
         self.parts = tuple(parts)
         self._layout = _spread([part.per_batch for part in parts])
+        self._places = [np.flatnonzero(self._layout == n) for n in range(len(parts))]
+        self._permutation = lru_cache(maxsize=4 * len(parts))(self._make_permutation)
 
     @property
     def batch_size(self) -> int:
@@ -181,6 +113,10 @@ class Order:
     def steps_per_epoch(self, part: int = 0) -> float:
         """Global batches in one epoch of a part."""
         return self.parts[part].size / self.parts[part].per_batch
+
+    def epochs(self, step: int) -> list[float]:
+        """Epochs of each part that `step` global batches have read."""
+        return [step * part.per_batch / part.size for part in self.parts]
 
     def batch(self, step: int) -> Slots:
         """The samples of global batch `step` (counted from 0), in order."""
@@ -195,8 +131,9 @@ class Order:
             index = np.empty_like(within)
             for one in np.unique(epoch):  # one, or two where an epoch ends inside the batch
                 here = epoch == one
-                index[here] = self._permutation(part, int(one))(within[here])
-            places = self._layout == number
+                found = self._permutation(number, int(one))(within[here])
+                index[here] = np.sort(found) if part.block is not None else found
+            places = self._places[number]
             epochs[places], indices[places] = epoch, index
         return Slots(self._layout.copy(), epochs, indices)
 
@@ -221,9 +158,18 @@ class Order:
                 f"{world} ranks; make the sum of per_batch a multiple of {world}"
             )
 
-    def _permutation(self, part: Part, epoch: int) -> Permutation:
+    def __getstate__(self) -> tuple[int, tuple[Part, ...]]:
+        return self.seed, self.parts
+
+    def __setstate__(self, state: tuple[int, tuple[Part, ...]]) -> None:
+        self.__init__(*state)  # type: ignore[misc]
+
+    def _make_permutation(self, number: int, epoch: int) -> Permutation | BlockPermutation:
+        part = self.parts[number]
         key = stable_key("order", self.seed, part.name, part.fingerprint, epoch)
-        return Permutation(key, part.size)
+        if part.block is None:
+            return Permutation(key, part.size)
+        return BlockPermutation(key, part.size, part.block, part.window)
 
 
 def _spread(shares: Sequence[int]) -> Ints:

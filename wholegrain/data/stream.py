@@ -7,28 +7,24 @@ back whole batches.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
-
-import torch
-from torch.utils.data import DataLoader, Dataset
 
 from wholegrain.data.augment import AugmentConfig
 from wholegrain.data.batch import ConceptBatch, Sample, collate
 from wholegrain.data.budget import ConceptBudget
 from wholegrain.data.masking import MaskingConfig
-from wholegrain.data.order import Order, Part, keyed_rng, stable_key
+from wholegrain.data.order import Order, Part
+from wholegrain.data.permutation import keyed_rng, stable_key
 from wholegrain.data.prepare import Preparer, SampleReader
 from wholegrain.data.sampling import ConceptSampling
 from wholegrain.data.skips import Skip, SkipLedger, SkipPolicy
+from wholegrain.data.workers import Workers
 from wholegrain.errors import DataError
 from wholegrain.text import Tokenizer
 
 _MAX_REPLACEMENTS = 16  # bad samples in a row; more is no accident
 _STUCK_AFTER_S = 600
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -184,7 +180,7 @@ class EvalStream:
                 yield _received(delivery, self.ledger)
 
 
-class _TrainingBatches(Dataset[_Delivery]):
+class _TrainingBatches:
     def __init__(
         self,
         sources: tuple[Source, ...],
@@ -235,7 +231,7 @@ class _TrainingBatches(Dataset[_Delivery]):
         )
 
 
-class _EvalBatches(Dataset[_Delivery]):
+class _EvalBatches:
     def __init__(
         self,
         corpus: SampleReader,
@@ -277,25 +273,12 @@ def _received(delivery: _Delivery, ledger: SkipLedger) -> ConceptBatch:
 
 
 def _load(
-    batches: Dataset[_Delivery], steps: range, workers: int, pin_memory: bool
+    batches: _TrainingBatches | _EvalBatches, steps: range, workers: int, pin_memory: bool
 ) -> Iterator[_Delivery]:
-    if workers == 0:
-        for step in steps:
-            yield batches[step]
-        return
-    yield from DataLoader(
-        batches,
-        batch_size=None,
-        sampler=steps,
-        num_workers=workers,
-        collate_fn=_unchanged,
-        pin_memory=pin_memory,
-        timeout=_STUCK_AFTER_S,
-        # The loader draws a seed for its workers, which use none. From the global generator that
-        # draw would change dropout with the number of workers, and after a resume.
-        generator=torch.Generator(),
-    )
-
-
-def _unchanged(delivery: T) -> T:
-    return delivery
+    deliveries: Iterable[_Delivery]
+    if workers:
+        deliveries = Workers(batches.__getitem__, steps, workers, patience_s=_STUCK_AFTER_S)
+    else:
+        deliveries = map(batches.__getitem__, steps)
+    for delivery in deliveries:
+        yield delivery.pin_memory() if pin_memory else delivery

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wholegrain.data.order import Order, Part, Permutation, keyed_rng, stable_key
+from wholegrain.data.order import Order, Part
+from wholegrain.data.permutation import Permutation, keyed_rng, stable_key
 from wholegrain.errors import ConfigError
 
 GOLDEN_PERMUTATION = [94, 714, 592, 486, 35, 848]
