@@ -1,7 +1,8 @@
 """``preview``: an HTML page of samples with their boxes drawn on the photos.
 
 ``--out page.html`` makes one file that holds everything; ``--out folder`` makes ``index.html`` and
-the photos beside it, for many samples. The page loads nothing from elsewhere and runs no script.
+the photos beside it, for many samples. The page loads nothing from elsewhere. Its one script, named
+by its digest in the page's policy, filters what is shown; without it everything is shown.
 """
 
 from __future__ import annotations
@@ -9,41 +10,48 @@ from __future__ import annotations
 import argparse
 import base64
 import io
-import os
-import random
 from collections import Counter
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from data_tools.arguments import positive
+from data_tools.looking.cards import Card, card_of, highlight_rules
+from data_tools.looking.filters import RecordFilter, add_filter_arguments, filter_of
+from data_tools.looking.page import PAGE_SUFFIXES, check_free, write_page
+from data_tools.looking.sample import Reading, draw, nothing_found, progress, read_matching
 from wholegrain.data.corpus import Corpus
 from wholegrain.data.decode import decode_image
-from wholegrain.data.record import Box, Record, Region
+from wholegrain.data.record import Record
 from wholegrain.data.shard_folder import atomic_folder
+from wholegrain.data.storage import StorageGone
 from wholegrain.errors import DataError
 
-COLOURS = (
-    "#ffa02e", "#6ff0d0", "#7db4ff", "#ff7eb6", "#c3f04a",
-    "#ffd84d", "#b89cff", "#ff7a5c", "#5fd8ff", "#e6e2da",
-)  # fmt: skip
 _PAGE = "index.html"
-_PAGE_SUFFIXES = (".html", ".htm")
 _EMBEDDED_SIDE = 640
 """Photos inside a page are reduced to this many px; the boxes are drawn in the record's pixels."""
+_ORIENTATION = 0x0112  # EXIF
+_MOST_READ = 20_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``preview``."""
-    parser.add_argument("corpus", type=Path, help="corpus folder")
+    parser.add_argument("corpus", help="corpus folder or its address")
     parser.add_argument(
         "--out",
         type=Path,
         default=Path("preview.html"),
         help="page.html (one file) or a folder (default: preview.html)",
     )
-    parser.add_argument("--split", help="this split only")
+    add_filter_arguments(parser)
     parser.add_argument("--count", type=positive, default=24, help="samples (default: 24)")
+    parser.add_argument(
+        "--read",
+        type=positive,
+        default=_MOST_READ,
+        metavar="N",
+        help=f"records to look through for them at most (default: {_MOST_READ:,})",
+    )
     parser.add_argument("--boxes", type=positive, default=12, help="boxes a photo (default: 12)")
     parser.add_argument("--seed", type=int, default=0, help="which samples (default: 0)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing --out")
@@ -52,128 +60,137 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the verb."""
     corpus = Corpus.open(args.corpus).select(args.split)
-    chosen = random.Random(args.seed).sample(range(len(corpus)), min(args.count, len(corpus)))
-    chosen.sort()
-    if args.out.suffix.lower() in _PAGE_SUFFIXES:
-        if os.path.lexists(args.out) and not args.overwrite:
-            raise DataError(f"{args.out}: exists; pass --overwrite or another --out")
-        cards = [_card(corpus, number, args.boxes, embed(corpus, number)) for number in chosen]
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        aside = args.out.with_name(f".{args.out.name}.partial-{os.getpid()}")
-        aside.write_text(render(corpus, cards, args.seed), encoding="utf-8")
-        aside.replace(args.out)
+    one_file = args.out.suffix.lower() in PAGE_SUFFIXES
+    if one_file:
+        check_free(args.out, args.overwrite)
+    reading = Reading(total=len(corpus))
+    wanted = filter_of(args)
+    chosen = _choose(corpus, wanted, reading, args)
+    if one_file:
+        photo = partial(_shown, reading, partial(embed, corpus))
+        cards = [card_of(r, args.boxes, wanted, partial(photo, n)) for n, r in chosen]
+        write_page(args.out, "preview", _values(cards, corpus, reading, wanted, args))
         page = args.out
     else:
         with atomic_folder(args.out, overwrite=args.overwrite, marker=_PAGE) as folder:
             (folder / "images").mkdir()
-            cards = []
-            for number in chosen:
-                name = f"images/{number:09d}.{corpus.image_kind(number)}"
-                (folder / name).write_bytes(corpus.image_bytes(number))
-                cards.append(_card(corpus, number, args.boxes, name))
-            (folder / _PAGE).write_text(render(corpus, cards, args.seed), encoding="utf-8")
+            photo = partial(_shown, reading, partial(_beside, corpus, folder))
+            cards = [card_of(r, args.boxes, wanted, partial(photo, n)) for n, r in chosen]
+            write_page(
+                folder / _PAGE,
+                "preview",
+                _values(cards, corpus, reading, wanted, args),
+                images="'self'",
+            )
         page = args.out / _PAGE
     print(f"{page}: {len(cards)} samples, {page.stat().st_size / 1e6:.1f} MB")
+    if wanted:
+        print(f"{reading.matched:,} of {reading.read:,} records read match {wanted}")
+    if reading.bad:
+        print(f"left out as bad: {reading.told()}; the first: {reading.faults[0]}")
     return 0
-
-
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """One region as drawn: ``boxes`` xywh px of the stored photo, ``corners`` in % of it."""
-
-    number: int
-    grain: str
-    colour: str
-    texts: str
-    note: str
-    boxes: tuple[Box, ...]
-    corners: tuple[tuple[float, float], ...]
-
-
-def render(corpus: Corpus, cards: list[dict[str, Any]], seed: int) -> str:
-    """The page as text. All that comes from the corpus is escaped."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    return environment.get_template("preview.html.j2").render(
-        name=corpus.manifest["name"],
-        path=str(corpus.path),
-        split=corpus.split,
-        seed=seed,
-        total=len(corpus),
-        counts={name: count for name, count in corpus.manifest["counts"].items() if count},
-        cards=cards,
-        most=max((len(card["marks"]) for card in cards), default=0),
-    )
-
-
-def marks(record: Record) -> list[Mark]:
-    """What to draw, numbered from 1. Regions with the same boxes (object and phrase) share one."""
-    groups: dict[tuple[Box, ...], list[Region]] = {}
-    for region in record.regions:
-        groups.setdefault(region.boxes or (region.box,), []).append(region)
-    return [
-        Mark(
-            number=number,
-            grain="object" if all(region.grain == "object" for region in regions) else "region",
-            colour=COLOURS[(number - 1) % len(COLOURS)],
-            texts=_words(regions),
-            note=_note(regions),
-            boxes=boxes,
-            corners=tuple(
-                (round(100 * x / record.width, 3), round(100 * y / record.height, 3))
-                for x, y, _, _ in boxes
-            ),
-        )
-        for number, (boxes, regions) in enumerate(groups.items(), start=1)
-    ]
 
 
 def embed(corpus: Corpus, number: int) -> str:
     """The photo as a data URI, reduced where it is larger than a page needs."""
-    from PIL import Image
-
-    data, kind = corpus.image_bytes(number), corpus.image_kind(number)
-    decoded = decode_image(data, f"{corpus.path}: sample {number}")
-    if max(decoded.width, decoded.height) > _EMBEDDED_SIDE:
-        image = Image.fromarray(decoded.pixels)
-        image.thumbnail((_EMBEDDED_SIDE, _EMBEDDED_SIDE))
-        buffer = io.BytesIO()
-        image.save(buffer, format="JPEG", quality=85)
-        data, kind = buffer.getvalue(), "jpg"
+    data, kind = _photo(corpus, number, _EMBEDDED_SIDE)
     kind_name = "jpeg" if kind == "jpg" else kind
     return f"data:image/{kind_name};base64,{base64.b64encode(data).decode()}"
 
 
-def _card(corpus: Corpus, number: int, most: int, image: str) -> dict[str, Any]:
-    record = corpus.record(number)
-    drawn = marks(record)
+def _choose(
+    corpus: Corpus, wanted: RecordFilter, reading: Reading, args: argparse.Namespace
+) -> list[tuple[int, Record]]:
+    """The first ``--count`` matches of a random order, in the corpus's order."""
+    positions = draw(len(corpus), args.read, args.seed)
+    chosen = []
+    with progress(positions) as bar:
+        for found in read_matching(corpus, bar, wanted, reading):
+            chosen.append(found)
+            if len(chosen) == args.count:
+                break
+    if not chosen:
+        remedy = "change the filter" if reading.read == reading.total else "raise --read"
+        raise nothing_found(corpus, wanted, reading, remedy)
+    return sorted(chosen, key=lambda found: found[0])
+
+
+def _beside(corpus: Corpus, folder: Path, number: int) -> str:
+    """Puts the photo beside the page; returns its relative address."""
+    data, kind = _photo(corpus, number)
+    name = f"images/{number:09d}.{kind}"
+    (folder / name).write_bytes(data)
+    return name
+
+
+def _photo(corpus: Corpus, number: int, most_side: int | None = None) -> tuple[bytes, str]:
+    """The photo's file and kind: as stored, unless it is too large or a browser would turn it.
+
+    Boxes mean the stored pixels, and a browser obeys the note that a camera was held upright.
+
+    Raises:
+        DataError: it cannot be read or decoded.
+    """
+    from PIL import Image
+
+    data, kind = corpus.image_bytes(number), corpus.image_kind(number)
+    decoded = decode_image(data, f"{corpus.path}: sample {number}")
+    too_large = most_side is not None and max(decoded.width, decoded.height) > most_side
+    if not (too_large or _is_turned(data)):
+        return data, kind
+    image = Image.fromarray(decoded.pixels)
+    if most_side is not None:
+        image.thumbnail((most_side, most_side))
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=85)
+    return buffer.getvalue(), "jpg"
+
+
+def _is_turned(data: bytes) -> bool:
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data)) as file:
+            return bool(file.getexif().get(_ORIENTATION, 1) != 1)
+    except Exception:  # notes that Pillow cannot read, in whatever way; a browser might
+        return True
+
+
+def _shown(reading: Reading, photo: Any, number: int) -> str:
+    """The photo's address; "" for one that cannot be decoded, which is counted."""
+    try:
+        return str(photo(number))
+    except StorageGone:
+        raise
+    except DataError as error:
+        reading.add_fault(error)
+        return ""
+
+
+def _values(
+    cards: list[Card],
+    corpus: Corpus,
+    reading: Reading,
+    wanted: RecordFilter,
+    args: argparse.Namespace,
+) -> dict[str, Any]:
+    """What the template asks for."""
+    grains: Counter[str] = Counter()
+    for card in cards:
+        texts = [*card.captions, *card.absent, *(t for mark in card.marks for t in mark.texts)]
+        grains.update({text.grain for text in texts})
     return {
-        "id": record.id,
-        "split": record.split,
-        "width": record.width,
-        "height": record.height,
-        "image": image,
-        "alt": record.captions[0] if record.captions else record.id,
-        "captions": record.captions,
-        "marks": drawn[:most],
-        # Names of categories stand in a row, phrases below each other.
-        "short": all(mark.grain == "object" for mark in drawn),
-        "rest": max(0, len(drawn) - most),
+        "name": corpus.manifest["name"],
+        "path": str(corpus.path),
+        "split": corpus.split,
+        "seed": args.seed,
+        "most_read": args.read,
+        "counts": {name: count for name, count in corpus.manifest["counts"].items() if count},
+        "reading": reading,
+        "wanted": wanted,
+        "cards": cards,
+        "grains": grains,
+        "sources": Counter(card.record.source for card in cards),
+        "splits": Counter(card.record.split for card in cards),
+        "rules": highlight_rules(max((len(card.marks) for card in cards), default=0)),
     }
-
-
-def _words(regions: list[Region]) -> str:
-    """Texts without repetitions, the number of times beside each."""
-    counts = Counter(text for region in regions for text in region.texts)
-    return " · ".join(f"{text} ×{n}" if n > 1 else text for text, n in counts.items())
-
-
-def _note(regions: list[Region]) -> str:
-    parts = [word for region in regions for word in region.attributes]
-    parts += [f"{region.ref.set} {region.ref.ref_id}" for region in regions if region.ref]
-    return f"({', '.join(dict.fromkeys(parts))})" if parts else ""

@@ -1,165 +1,166 @@
-"""``stats``: how texts, boxes and photos of a corpus are distributed."""
+"""``stats``: how texts, boxes and photos of a corpus are distributed.
+
+Of a large corpus a sample is read; what is then an estimate, and of how many records, is said.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections import Counter, defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from rich import box
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import track
-from rich.table import Table
 
 from data_tools.arguments import positive
+from data_tools.looking.collect import Stats
+from data_tools.looking.filters import RecordFilter, add_filter_arguments, filter_of
+from data_tools.looking.page import check_free
+from data_tools.looking.sample import Reading, draw, nothing_found, progress, read_matching
+from data_tools.looking.terminal import counts_by, quantities_table, texts_table, top_table
 from wholegrain.data.corpus import Corpus
-from wholegrain.data.record import Record
 
-_QUANTILES = {"min": 0.0, "median": 0.5, "95 %": 0.95, "max": 1.0}
-_BARS = " ▁▂▃▄▅▆▇█"
-_BINS = 12
+_SAMPLE = 20_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``stats``."""
-    parser.add_argument("corpus", type=Path, help="corpus folder")
-    parser.add_argument("--split", help="this split only")
-    parser.add_argument("--sample", type=positive, metavar="N", help="read N spread records only")
+    parser.add_argument("corpus", help="corpus folder or its address")
+    add_filter_arguments(parser)
+    parser.add_argument(
+        "--sample",
+        type=_sample,
+        default=_SAMPLE,
+        metavar="N",
+        help=f"read N records drawn at random, or 'all' (default: {_SAMPLE:,})",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="which records (default: 0)")
+    parser.add_argument(
+        "--vocab",
+        type=Path,
+        metavar="FILE",
+        help="BERT vocab.txt or tokenizer.json: count tokens as training does",
+    )
+    parser.add_argument(
+        "--max-tokens", type=positive, default=40, help="tokens that training keeps (default: 40)"
+    )
     parser.add_argument("--top", type=positive, default=15, help="texts to list (default: 15)")
+    parser.add_argument("--out", type=Path, metavar="PAGE", help="write an HTML page, too")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing --out")
     parser.add_argument("--json", action="store_true", help="print as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the verb."""
+    if args.out is not None:
+        check_free(args.out, args.overwrite)
+    stats = _new_stats(args)
     corpus = Corpus.open(args.corpus).select(args.split)
-    chosen = _spread(len(corpus), args.sample)
-    console = Console()
-    bar = track(chosen, "records", console=console, transient=True, disable=args.json)
-    stats = collect(corpus.record(number) for number in bar)
+    wanted, reading = filter_of(args), Reading(total=len(corpus))
+    _read(corpus, stats, wanted, reading, args)
+    if args.out is not None:
+        from data_tools.looking.stats_page import write_stats_page
+
+        write_stats_page(args.out, corpus, stats, reading, wanted, args.seed, args.top)
     if args.json:
-        print(json.dumps(stats.summary(args.top), ensure_ascii=False, indent=1))
+        told = _as_json(corpus, stats, reading, wanted, args)
+        print(json.dumps(told, ensure_ascii=False, indent=1))
         return 0
-    console.print(_splits_table(stats))
-    console.print(_spread_table(stats))
-    for title, texts in stats.texts.items():
-        if texts:
-            console.print(_top_table(title, texts, args.top))
+    _print(stats, reading, wanted, args)
     return 0
 
 
-@dataclass
-class Stats:
-    """Raw figures of the records read.
+def _sample(text: str) -> int | None:
+    return None if text == "all" else positive(text)
 
-    ``values`` holds one number a text, box or photo under the name of the quantity; ``texts``
-    counts lower-case texts of regions and objects; ``splits`` counts by split.
-    """
 
-    splits: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
-    values: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    texts: dict[str, Counter[str]] = field(
-        default_factory=lambda: {"phrases": Counter(), "objects": Counter()}
+def _new_stats(args: argparse.Namespace) -> Stats:
+    if args.vocab is None:
+        return Stats(args.grain, max_tokens=args.max_tokens)
+    from data_tools.looking.tokens import token_counter
+
+    return Stats(args.grain, token_counter(args.vocab), args.max_tokens)
+
+
+def _read(
+    corpus: Corpus,
+    stats: Stats,
+    wanted: RecordFilter,
+    reading: Reading,
+    args: argparse.Namespace,
+) -> None:
+    everything = args.sample is None or args.sample >= len(corpus)
+    # In the corpus's order, so that a disk is read forwards.
+    positions = (
+        range(len(corpus)) if everything else sorted(draw(len(corpus), args.sample, args.seed))
     )
-
-    def summary(self, top: int) -> dict[str, Any]:
-        """All of it as plain JSON values; ``top`` texts of each kind."""
-        return {
-            "splits": {split: dict(counts) for split, counts in self.splits.items()},
-            "quantities": {name: _quantiles(values) for name, values in self.values.items()},
-            "top": {kind: dict(texts.most_common(top)) for kind, texts in self.texts.items()},
-        }
+    with progress(positions) as bar:
+        for _, record in read_matching(corpus, bar, wanted, reading):
+            stats.add(record)
+    if not reading.matched:
+        remedy = "change the filter" if everything else "raise --sample or change the filter"
+        raise nothing_found(corpus, wanted, reading, remedy)
 
 
-def collect(records: Iterable[Record]) -> Stats:
-    """Read the records once."""
-    stats = Stats()
-    values = stats.values
-    for record in records:
-        counts = stats.splits[record.split]
-        counts["images"] += 1
-        counts["captions"] += len(record.captions)
-        values["image width px"].append(record.width)
-        values["image height px"].append(record.height)
-        values["caption words"].extend(len(text.split()) for text in record.captions)
-        if record.regions:
-            values["boxes in an image"].append(len(record.regions))
-        for region in record.regions:
-            kind = "objects" if region.grain == "object" else "phrases"
-            counts["objects" if region.grain == "object" else "regions"] += 1
-            counts[kind] += len(region.texts) if kind == "phrases" else 0
-            stats.texts[kind].update(text.lower() for text in region.texts)
-            if kind == "phrases":
-                values["phrase words"].extend(len(text.split()) for text in region.texts)
-            _, _, width, height = region.box
-            share = 100 * width * height / (record.width * record.height)
-            values[f"{region.grain} % of image"].append(share)
-            values[f"{region.grain} width/height"].append(width / height)
-    return stats
+def _print(stats: Stats, reading: Reading, wanted: RecordFilter, args: argparse.Namespace) -> None:
+    console = Console()
+    console.print(_told(reading, wanted, args), highlight=False, markup=False, soft_wrap=True)
+    splits = {split: dict(group.counts) for split, group in stats.splits.items()}
+    console.print(counts_by("split", splits))
+    if len(stats.sources) > 1:
+        sources = {source: dict(counts) for source, counts in stats.sources.items()}
+        console.print(counts_by("source", sources))
+    console.print(quantities_table(stats))
+    console.print(texts_table(stats))
+    for kind, texts in stats.texts.items():
+        if texts and kind != "captions":
+            console.print(top_table(stats, kind, args.top))
+    for fault in reading.faults:
+        console.print(f"bad: {fault}", highlight=False, markup=False, soft_wrap=True)
+    if args.out is not None:
+        size = args.out.stat().st_size / 1e6
+        console.print(f"{args.out}: {size:.1f} MB", highlight=False, markup=False, soft_wrap=True)
 
 
-def _spread(count: int, sample: int | None) -> list[int]:
-    if sample is None or sample >= count:
-        return list(range(count))
-    return [int(number) for number in np.linspace(0, count - 1, sample)]
+def _told(reading: Reading, wanted: RecordFilter, args: argparse.Namespace) -> str:
+    """What the figures are of, in a line."""
+    if reading.complete:
+        parts = [f"all {reading.total:,} records read, figures are exact"]
+    else:
+        parts = [
+            f"{reading.read:,} of {reading.total:,} records read (seed {args.seed}), figures are "
+            "of these"
+        ]
+    if wanted:
+        parts.append(f"{reading.matched:,} match {wanted}")
+    if reading.bad:
+        parts.append(f"left out as bad: {reading.told()}")
+    return "; ".join(parts)
 
 
-def _quantiles(values: list[float]) -> dict[str, float]:
-    found = np.quantile(values, list(_QUANTILES.values()))
-    row = {name: round(float(value), 4) for name, value in zip(_QUANTILES, found, strict=True)}
-    return {"count": len(values), "mean": round(float(np.mean(values)), 4), **row}
-
-
-def _histogram(values: list[float]) -> str:
-    """One bar a step between the 0th and 99th percentile; the far tail would flatten it."""
-    low, high = np.quantile(values, [0, 0.99])
-    step = (high - low) / _BINS
-    if all(float(value).is_integer() for value in values):
-        # Steps of whole numbers: others would catch now one, now two of them.
-        low, step = low - 0.5, max(1.0, np.ceil((high - low + 1) / _BINS))
-    bins = min(_BINS, int(np.ceil((high - low) / step))) if step > 0 else 1
-    edges = low + step * np.arange(bins + 1)
-    counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), bins=edges if step > 0 else 1)
-    levels = np.ceil(counts / max(1, counts.max()) * (len(_BARS) - 1)).astype(int)
-    return "".join(_BARS[level] for level in levels)
-
-
-def _table(*columns: str) -> Table:
-    """A first column of names, then figures."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column(columns[0], overflow="fold")
-    for name in columns[1:]:
-        table.add_column(name, justify="right", no_wrap=True)
-    return table
-
-
-def _splits_table(stats: Stats) -> Table:
-    names = ("images", "captions", "regions", "phrases", "objects")
-    table = _table("split", *names)
-    for split, counts in stats.splits.items():
-        table.add_row(escape(split), *(f"{counts[name]:,}" for name in names))
-    return table
-
-
-def _spread_table(stats: Stats) -> Table:
-    table = _table("quantity", "mean", *_QUANTILES)
-    table.add_column("min to 99 %", no_wrap=True)
-    for name, values in stats.values.items():
-        if values:
-            row = _quantiles(values)
-            figures = (f"{row[key]:,.4g}" for key in ("mean", *_QUANTILES))
-            table.add_row(name, *figures, _histogram(values))
-    return table
-
-
-def _top_table(kind: str, texts: Counter[str], top: int) -> Table:
-    table = _table(f"{kind}: {len(texts):,} different", "count")
-    for text, count in texts.most_common(top):
-        table.add_row(escape(text), f"{count:,}")
-    table.add_row("in all", f"{texts.total():,}", style="bold")
-    return table
+def _as_json(
+    corpus: Corpus,
+    stats: Stats,
+    reading: Reading,
+    wanted: RecordFilter,
+    args: argparse.Namespace,
+) -> dict[str, Any]:
+    return {
+        "corpus": {
+            "path": str(corpus.path),
+            "name": corpus.manifest["name"],
+            "split": corpus.split,
+            "fingerprint": corpus.fingerprint,
+            "counts": corpus.manifest["counts"],
+        },
+        "filter": str(wanted),
+        "reading": {
+            "seed": args.seed,
+            "total": reading.total,
+            "read": reading.read,
+            "matched": reading.matched,
+            "bad": dict(reading.bad),
+            "complete": reading.complete,
+        },
+        **stats.summary(args.top),
+    }

@@ -38,6 +38,11 @@ class GroundingDataConfig:
     """Measured while training."""
     evaluate: tuple[CorpusConfig, ...] = ()
     """Splits measured at the end, each expression exactly once."""
+    audit: str | None = None
+    """The `--out` of `data_tools audit` over the corpus of `train`, against what is evaluated (the
+    training photos of one set are evaluation photos of another). The run then starts only if the
+    corpus is as it was audited and holds none of the evaluation photos; null trains without, and
+    the release's card says that."""
     expressions_per_image: int = Field(default=8, ge=1)
     """Expressions of an image in a batch, at most; the image is encoded once for all of them."""
     max_tokens: int = Field(default=40, ge=2)

@@ -18,6 +18,7 @@ from finetune.samples import corpus_expressions
 from wholegrain.config import dump_config
 from wholegrain.data.corpus import Corpus
 from wholegrain.data.decode import decode_image
+from wholegrain.data.leak_audit import release_extras
 from wholegrain.hub.card import Card
 from wholegrain.hub.release import save_release
 from wholegrain.model.multigrain import MultiGrainModel
@@ -43,6 +44,8 @@ class Outcome:
     tokenizer: Tokenizer
     results: Mapping[str, Mapping[str, Evaluation]]
     """Split -> what was measured -> its evaluation."""
+    leak_audit: str = ""
+    """What is known of evaluation photos among the training photos, see `leaks`."""
 
 
 def measure_all(
@@ -89,13 +92,14 @@ def publish(outcome: Outcome, out: Path, world: int) -> None:
         recipe=dump_config(config),
         command=command.line,
         results=tables,
+        leak_audit=outcome.leak_audit,
     )
     save_release(
         out / "release",
         outcome.model,
         outcome.tokenizer,
         card=card,
-        extras={"max_tokens": config.data.max_tokens},
+        extras={"max_tokens": config.data.max_tokens, **release_extras(outcome.leak_audit)},
         overwrite=True,
     )
     cases: dict[str, list[Case]] = {}

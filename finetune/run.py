@@ -9,10 +9,12 @@ from pathlib import Path
 from finetune.config import CorpusConfig, FinetuneConfig
 from finetune.evaluation import evaluate
 from finetune.grounding import GroundingModule, predictor, training_stream
+from finetune.leaks import leak_statement
 from finetune.outcome import Outcome, measure_all, publish
 from finetune.start import starting_model
 from wholegrain.config import to_dict
 from wholegrain.data.corpus import Corpus
+from wholegrain.data.leak_audit import STATEMENT
 from wholegrain.errors import ConfigError
 from wholegrain.model.multigrain import MultiGrainModel
 from wholegrain.text import Tokenizer
@@ -28,11 +30,14 @@ def finetune(command: Command[FinetuneConfig]) -> int:
     config, out = command.config, Path(command.config.out)
     engine = Engine(config.run)
     corpus = open_split(config.data.train)
+    leak_audit = leak_statement(config, corpus)
     # Unknown splits and folders end the run here, not after hours of training.
     splits = open_splits(config.data.evaluate)
     model, tokenizer = starting_model(config, corpus)
     prepare_model(model, config.run)
     stage = grounding_stage(config, corpus, model, tokenizer, engine)
+    if leak_audit:
+        stage.files[STATEMENT] = leak_audit
     if command.dry_run:
         plan = timed_steps(stage, config.run, config.optim, engine)
         if engine.is_main:
@@ -43,14 +48,15 @@ def finetune(command: Command[FinetuneConfig]) -> int:
     predict = predictor(model, tokenizer, config.data.max_tokens, engine.device)
     results = measure_all(config, predict, corpus, splits, model.config.vision.image_size)
     if engine.is_main:
-        publish(Outcome(command, corpus, splits, model, tokenizer, results), out, engine.world)
+        outcome = Outcome(command, corpus, splits, model, tokenizer, results, leak_audit)
+        publish(outcome, out, engine.world)
     engine.close()
     return 0
 
 
 def open_split(corpus: CorpusConfig) -> Corpus:
     """The corpus, or its split."""
-    opened = Corpus.open(Path(corpus.path))
+    opened = Corpus.open(corpus.path)
     return opened.select(corpus.split) if corpus.split else opened
 
 

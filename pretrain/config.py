@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field
 
+from pretrain.mixture import composition
 from wholegrain.config import config
 from wholegrain.data.augment import AugmentConfig
 from wholegrain.data.masking import MaskingConfig
 from wholegrain.data.sampling import ConceptSampling
+from wholegrain.data.skips import SkipPolicy
+from wholegrain.data.storage import StorageConfig
 from wholegrain.errors import ConfigError
 from wholegrain.model.config import ModelConfig
 from wholegrain.train.config import OptimConfig, RunConfig
@@ -66,6 +68,20 @@ class ObjectiveConfig:
 
 
 @config
+class OrderConfig:
+    """In which order an epoch reads a corpus. It decides which samples a batch holds, so that it is
+    part of a run's identity: it follows from no other setting.
+    """
+
+    block: int | None = Field(default=None, ge=1)
+    """Rows of a block in the block-wise order, for storage that is slow to seek: best the samples
+    of a shard, a thousand or more. null permutes all samples at once, for local disks."""
+    window: int = Field(default=16, ge=1)
+    """Blocks whose rows are mixed with each other: about as many shards are in use at a time. A
+    batch should be small beside `block` times `window` rows."""
+
+
+@config
 class CorpusConfig:
     """One corpus of the mixture."""
 
@@ -73,6 +89,10 @@ class CorpusConfig:
     """Folder of shards."""
     per_batch: int = Field(default=0, ge=0)
     """Its images in each global batch; 0 with a single corpus takes the whole batch."""
+    weight: float | None = Field(default=None, gt=0)
+    """Instead of `per_batch`: its share of the batch is in proportion to this, in whole images."""
+    order: OrderConfig | None = None
+    """Instead of `data.order`."""
     split: str | None = "train"
     """Which split; null takes all."""
     sampling: ConceptSampling | None = None
@@ -128,6 +148,10 @@ class DataConfig:
     """Measured while training."""
     validation_images: int = Field(default=500, ge=1)
     """Images of it that are measured, at most."""
+    audit: str | None = None
+    """The `--out` of `data_tools audit` over the corpora of all mixtures. A run then starts only if
+    they are as they were audited and hold none of the evaluation photos, and the release's card
+    says so; null trains without, and the card says that."""
     tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig)
     """Word pieces."""
     max_tokens: int = Field(default=40, ge=2)
@@ -139,6 +163,12 @@ class DataConfig:
     keeps all. What is dropped depends on the number of ranks."""
     region_updates: RegionUpdateConfig | None = None
     """Updates of their own on regions; null learns from images and regions in one update."""
+    order: OrderConfig = Field(default_factory=OrderConfig)
+    """How epochs are ordered."""
+    skips: SkipPolicy = Field(default_factory=SkipPolicy)
+    """How many bad samples are tolerated, and where they are listed."""
+    storage: StorageConfig | None = None
+    """How corpora at URLs are fetched and kept; null takes the defaults and the environment."""
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
     """Crops, flips and colours; its resolution is the model's image size."""
     masking: MaskingConfig = Field(default_factory=MaskingConfig)
@@ -179,11 +209,12 @@ class PretrainConfig:
     """Length, precision, reporting."""
 
     def __post_init__(self) -> None:
-        _check_mixture("data.train", self.data.train, "run.batch_size", self.run.batch_size)
+        parts = self.run.accumulation
+        composition("data.train", self.data.train, "run.batch_size", self.run.batch_size, parts)
         regions = self.data.region_updates
         if regions is not None:
             where = "data.region_updates"
-            _check_mixture(f"{where}.train", regions.train, f"{where}.images", regions.images)
+            composition(f"{where}.train", regions.train, f"{where}.images", regions.images, parts)
             for name, count in (("images", regions.images), ("texts", regions.texts)):
                 _check_parts(f"{where}.{name}", count, self.run.accumulation)
         if self.data.max_concepts is not None:
@@ -200,24 +231,6 @@ class PretrainConfig:
                 f"data.max_tokens {self.data.max_tokens} exceeds model.text.max_positions "
                 f"{self.model.text.max_positions}; lower it"
             )
-
-
-def _check_mixture(
-    where: str, corpora: Sequence[CorpusConfig], total_name: str, total: int
-) -> None:
-    if not corpora:
-        raise ConfigError(f"{where} is empty; name at least one corpus")
-    shares = [corpus.per_batch for corpus in corpora]
-    if len(shares) == 1 and not shares[0]:
-        return
-    if not all(shares):
-        raise ConfigError(
-            f"{where}[{shares.index(0)}].per_batch is 0; in a mixture each corpus has at least 1"
-        )
-    if sum(shares) != total:
-        raise ConfigError(
-            f"{where}[].per_batch add up to {sum(shares)}, {total_name} is {total}; make them equal"
-        )
 
 
 def _check_parts(where: str, count: int, parts: int) -> None:

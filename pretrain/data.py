@@ -6,14 +6,16 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 
 from pretrain.config import CorpusConfig, DataConfig, PretrainConfig
 from pretrain.foreign import Capacity
 from pretrain.inputs import mark_hidden
+from pretrain.mixture import composition
+from wholegrain.data import storage
 from wholegrain.data.batch import ConceptBatch
 from wholegrain.data.budget import ConceptBudget
 from wholegrain.data.corpus import Corpus
+from wholegrain.data.leak_audit import check_audit
 from wholegrain.data.sampling import ConceptSampling
 from wholegrain.data.stream import EvalStream, Source, Stream, make_order
 from wholegrain.errors import ConfigError
@@ -35,6 +37,8 @@ class PretrainData:
     tokenizer: Tokenizer
     grid: tuple[int, int] | None = None
     """The model's patch grid, once it is known: what boxes show of it is counted on the host."""
+    leak_audit: str = ""
+    """What the audit that the config names says of the training photos."""
 
     def stream(self, start: int, stop: int, rank: int, world: int) -> Iterator[ConceptBatch]:
         """A rank's parts `start` .. `stop` - 1 of the global batches."""
@@ -119,6 +123,7 @@ class PretrainData:
             start_step=start,
             stop_step=stop,
             workers=data.workers,
+            skips=data.skips,
             budget=budget,
         )
 
@@ -165,6 +170,8 @@ def open_data(config: PretrainConfig, tokenizer: Tokenizer | None = None) -> Pre
         tokenizer: of the run's checkpoint, where it is resumed.
     """
     data, run = config.data, config.run
+    if data.storage is not None:
+        storage.configure(data.storage)
     opened: dict[tuple[str, str | None], Corpus] = {}
     sources = _sources("data.train", data.train, run.batch_size, data.sampling, config, opened)
     region_sources: list[Source] = []
@@ -175,9 +182,12 @@ def open_data(config: PretrainConfig, tokenizer: Tokenizer | None = None) -> Pre
         )
     validation = open_corpus(data.validation) if data.validation else None
     corpora = list(opened.values())
+    leak_audit = check_audit(data.audit, corpora, "data.audit")
     if tokenizer is None:
         tokenizer = make_tokenizer(data, corpora)
-    return PretrainData(config, corpora, sources, region_sources, validation, tokenizer)
+    return PretrainData(
+        config, corpora, sources, region_sources, validation, tokenizer, leak_audit=leak_audit
+    )
 
 
 def _sources(
@@ -191,27 +201,23 @@ def _sources(
     """The entries of a mixture whose global batch has `total` images; fills `opened`."""
     parts = config.run.accumulation
     sources = []
-    for number, entry in enumerate(entries):
+    shares = composition(where, entries, "the global batch of", total, parts)
+    for number, (entry, share) in enumerate(zip(entries, shares, strict=True)):
         # Named by its place, not its path: the order is a function of the name, and a corpus
         # may lie elsewhere on another machine.
         name = f"{where}[{number}]"
-        per_batch = entry.per_batch or total
-        if per_batch % parts:
-            raise ConfigError(
-                f"{name}.per_batch {per_batch} does not divide into run.accumulation {parts} "
-                "parts; make it a multiple"
-            )
         key = (entry.path, entry.split)
         if key not in opened:
             opened[key] = open_corpus(entry)
         rules = _cut(entry.sampling or sampling, config.data)
-        sources.append(Source(name, opened[key], per_batch // parts, rules))
+        order = entry.order or config.data.order
+        sources.append(Source(name, opened[key], share // parts, rules, order.block, order.window))
     return sources
 
 
 def open_corpus(corpus: CorpusConfig) -> Corpus:
     """The corpus, or its split."""
-    opened = Corpus.open(Path(corpus.path))
+    opened = Corpus.open(corpus.path)
     return opened.select(corpus.split) if corpus.split else opened
 
 

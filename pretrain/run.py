@@ -14,6 +14,8 @@ from pretrain.data import PretrainData, open_data
 from pretrain.objective import PretrainingModule
 from pretrain.validate import validate
 from wholegrain.config import dump_config, to_dict
+from wholegrain.data.leak_audit import STATEMENT, release_extras
+from wholegrain.data.storage import file_name
 from wholegrain.data.stream import Source
 from wholegrain.errors import ConfigError
 from wholegrain.hub.card import Card
@@ -90,6 +92,7 @@ def pretraining_stage(
         files={
             "config.json": json.dumps(to_dict(config.model), indent=1),
             "tokenizer.json": data.tokenizer.to_json(),
+            **({STATEMENT: data.leak_audit} if data.leak_audit else {}),
         },
     )
 
@@ -198,7 +201,7 @@ def finish(
         command=command.line,
     )
     results = [table] if figures else []
-    names = ", ".join(dict.fromkeys(corpus.path.name for corpus in data.corpora))
+    names = ", ".join(dict.fromkeys(file_name(corpus.path) for corpus in data.corpora))
     card = Card(
         title=f"wholegrain, pretrained on {names}",
         summary="Pretrained on image captions, region phrases and object labels at once.",
@@ -206,13 +209,14 @@ def finish(
         recipe=dump_config(config),
         command=command.line,
         results=results,
+        leak_audit=data.leak_audit,
     )
     save_release(
         out / "release",
         model,
         data.tokenizer,
         card=card,
-        extras={"max_tokens": config.data.max_tokens},
+        extras={"max_tokens": config.data.max_tokens, **release_extras(data.leak_audit)},
         overwrite=True,
     )
     report = Report(

@@ -218,7 +218,19 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
         _write(folder / name, 1, "", "train")
     for name in ("objects365", "open_images"):
         _write(folder / name, 0, "o", "train")
+    assert _audit(folder, "coco/391895") == 0
     return folder
+
+
+def _audit(folder: Path, protected: str, *, out: str = "audit.json") -> int:
+    """Writes the audit that the recipes name, against one protected photo; the exit status."""
+    from data_tools.__main__ import main as data_tools
+
+    listed = folder / f"{out}.protected.txt"
+    listed.write_text(f"{protected}\n")
+    names = ("coco", "vg", "sbu", "cc3m", "cc12m", "objects365", "open_images")
+    corpora = [str(folder / name) for name in names]
+    return data_tools(["audit", *corpora, f"--against=refcoco={listed}", f"--out={folder / out}"])
 
 
 MINIATURE = (
@@ -242,6 +254,7 @@ def overrides(name: str, corpora: Path, each: int = 1) -> list[str]:
     """A recipe's config on the miniature corpora, with `each` images of each entry in a batch."""
     data = recipe(name).data
     flags = [*MINIATURE, f"--data.validation.path={corpora}/coco_val"]
+    flags += [f"--data.audit={corpora}/audit.json"]
 
     def place(where: str, entries: tuple[CorpusConfig, ...]) -> int:
         for number, entry in enumerate(entries):
@@ -282,6 +295,31 @@ def test_a_dry_run_of_each_recipe(
         # Boxes are learnt in the updates of their own alone; the others have no such loss.
         assert "box_l1" in region and "box_giou" in region and "box" not in losses
     assert not out.exists()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_start_with_an_audit_alone(
+    name: str, corpora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = recipe(name)
+    assert config.data.audit == "corpora/audit.json"
+    given = [*overrides(name, corpora), f"--out={tmp_path / 'run'}", "--dry-run"]
+    assert run_cli(main, [*given, f"--data.audit={corpora}/none.json"]) == 2
+    error = capsys.readouterr().err
+    assert "data.audit is" in error and "which does not exist" in error
+    entries = [*config.data.train]
+    if config.data.region_updates is not None:
+        entries += config.data.region_updates.train
+    folders = dict.fromkeys(str(corpora / Path(entry.path).name) for entry in entries)
+    # The command that makes it names each corpus once; the recipe's own comment says the same.
+    assert f"audit {' '.join(folders)} --against refcoco,refcoco+,refcocog,flickr30k" in error
+    names = ",".join(Path(entry).name for entry in folders)
+    assert f"audit corpora/{{{names}}} " in (CONFIGS / f"{name}.yaml").read_text()
+    assert _audit(corpora, "coco/1", out="leaky.json") == 1
+    assert run_cli(main, [*given, f"--data.audit={corpora}/leaky.json"]) == 2
+    error = capsys.readouterr().err
+    assert f"split 'train' of {corpora}/coco holds 1 evaluation photos (refcoco listed 1)" in error
+    assert not (tmp_path / "run").exists()
 
 
 # A run of the faithful recipe
@@ -330,6 +368,7 @@ def test_a_run_of_the_faithful_recipe(faithful: tuple[list[str], Path]) -> None:
     assert "box_acc@0.5_object" in validation
     card = (out / "release" / "README.md").read_text()
     assert "pretrained on coco, vg, sbu, cc3m" in card
+    assert "none of the 1 photos of refcoco (listed 1) is among the training photos" in card
 
 
 def test_killed_and_continued_it_is_the_same_run(

@@ -13,6 +13,7 @@ from wholegrain.model.multigrain import MultiGrainModel
 from wholegrain.report.content import ResultTable
 from wholegrain.report.tables import CellView, TableView
 
+NO_LEAK_AUDIT = "No audit for evaluation photos among the training photos was run."
 GENERAL_LIMITATIONS = (
     "It sees the photo squeezed to a square of {size} px: what is small there is easily missed.",
     "Texts are lower-cased and cut to the model's longest; it answers every expression with a box, "
@@ -57,7 +58,7 @@ def render_card(card: Card, model: MultiGrainModel) -> str:
         _USE,
         "## Data",
         _data(card.manifests),
-        card.leak_audit or "No audit for evaluation photos among the training photos was run.",
+        card.leak_audit or NO_LEAK_AUDIT,
         *_results(card.results),
         "## Recipe",
         _fenced(card.command, "sh"),

@@ -28,6 +28,7 @@ _FREE = (
     "data.train.*.path",
     "data.region_updates.train.*.path",
     "data.workers",
+    "data.audit",
     "data.validation*",
     "data.evaluate*",
     "hidden_input_baselines",

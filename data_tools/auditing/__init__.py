@@ -1,0 +1,1 @@
+"""The leak audit's parts: which photos are protected, and where they are found again."""

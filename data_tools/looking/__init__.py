@@ -1,0 +1,1 @@
+"""What ``preview`` and ``stats`` share: choosing records, counting in bounded memory, pages."""
