@@ -11,16 +11,21 @@ from __future__ import annotations
 import argparse
 import math
 import re
+from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_tools.sources.base import Bad, Draft, Source, file_digest
+import numpy as np
+
+from data_tools.sources.base import Bad, Draft, Drafts, Source, file_digest
 from data_tools.sources.files import ImageFolder, coco_names, read_json
+from data_tools.sources.stream_json import read_lists
 from wholegrain.data.record import Box, Region
 from wholegrain.errors import DataError
+
+_FIELDS = ("id", "name", "file_name", "width", "height", "license")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +54,11 @@ def open_source(args: argparse.Namespace) -> Source:
 def read_coco(
     images: Path, captions: Path | None, instances: Path | None, *, split: str | None = None
 ) -> Source:
-    """Open COCO annotations. DataError if neither file is given or one has another layout."""
+    """Open COCO annotations. DataError if neither file is given or one has another layout.
+
+    The files are read item by item. What stays in memory is the texts, sizes and licences, and 64
+    bytes an object.
+    """
     files = [path for path in (captions, instances) if path is not None]
     if not files:
         raise DataError("coco: nothing to read; pass --captions FILE, --instances FILE or both")
@@ -57,18 +66,14 @@ def read_coco(
     split = split or _split_of(files)
     entries: dict[int, CocoImage] = {}
     texts: dict[int, list[str]] = {}
-    objects: dict[int, list[Region]] = {}
+    objects: _Objects | None = None
     left_out: Counter[str] = Counter()
     if instances is not None:
-        layout = read_layout(instances)
-        entries.update(image_entries(instances, layout))
-        objects = _objects(instances, layout, left_out)
+        entries, objects = _read_instances(instances, left_out)
     if captions is not None:
-        layout = read_json(captions)
-        texts = _captions(captions, layout, left_out)
-        if isinstance(layout, dict) and isinstance(layout.get("images"), list):
-            entries = image_entries(captions, layout) | entries
-    used = sorted(texts.keys() | objects.keys())
+        listed, texts = _read_captions(captions, left_out)
+        entries = listed | entries
+    used = sorted(texts.keys() | (objects.images() if objects else set()))
     left_out["image without caption or object"] += len(entries.keys() - set(used))
     return Source(
         name="coco",
@@ -78,19 +83,12 @@ def read_coco(
             "annotations": {path.name: file_digest(path) for path in files},
             "images": folder.digest(),
         },
-        samples=_drafts(used, entries, texts, objects, folder, split, files[0]),
+        units=len(used),
+        read=_Drafts(used, entries, texts, objects, folder, split, files[0]),
         total=len(used),
         left_out=left_out,
+        published=_published(files),
     )
-
-
-def read_layout(path: Path) -> dict[str, Any]:
-    """Read an instances JSON and check its three lists. DataError names the missing one."""
-    layout = read_json(path)
-    for name in ("images", "annotations", "categories"):
-        if not isinstance(layout, dict) or not isinstance(layout.get(name), list):
-            raise DataError(f"{path}: no list {name!r}; pass a file in COCO's instances layout")
-    return layout
 
 
 def image_entries(path: Path, layout: dict[str, Any]) -> dict[int, CocoImage]:
@@ -135,32 +133,90 @@ def xywh(value: Any) -> Box:
     return x, y, width, height
 
 
-def _objects(path: Path, layout: dict[str, Any], left_out: Counter[str]) -> dict[int, list[Region]]:
-    names = category_names(path, layout)
-    objects: dict[int, list[Region]] = defaultdict(list)
-    for number, annotation in enumerate(layout["annotations"]):
-        try:
-            if annotation.get("iscrowd", 0):
-                # One box around many things is no object to be found.
-                left_out["crowd box"] += 1
-                continue
-            name = names[annotation["category_id"]]
-            objects[int(annotation["image_id"])] += _concepts(annotation, name)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise DataError(
-                f"{path}: annotations[{number}]: {error!r}; every annotation needs image_id, bbox "
-                "and a category_id that is among the categories"
-            ) from None
-    return objects
+class _Objects:
+    """The objects of all images in arrays: millions of them, and shared by forked processes."""
+
+    def __init__(self) -> None:
+        self._image, self._category = array("q"), array("q")
+        self._boxes = array("d")
+        self._more: dict[int, tuple[tuple[str, ...], tuple[str, ...]]] = {}
+
+    def add(self, annotation: dict[str, Any]) -> None:
+        """Take one annotation; KeyError, TypeError or AttributeError where it is of no use."""
+        image, category = int(annotation["image_id"]), annotation["category_id"]
+        box = xywh(annotation["bbox"])
+        more = _texts(annotation.get("attributes")), _texts(annotation.get("phrases"))
+        self._category.append(category)
+        self._image.append(image)
+        self._boxes.extend(box)
+        if any(more):
+            self._more[len(self._image) - 1] = more
+
+    def finish(self, names: dict[int, str]) -> int | None:
+        """Sort by image; the number of an object whose category has no name, if there is one."""
+        self._names = names
+        images = np.frombuffer(self._image, dtype=np.int64)
+        self._order = np.argsort(images, kind="stable")
+        self._sorted = images[self._order]
+        categories = np.frombuffer(self._category, dtype=np.int64)
+        unknown = np.flatnonzero(~np.isin(categories, list(names)))
+        return int(unknown[0]) if len(unknown) else None
+
+    def category(self, number: int) -> int:
+        return self._category[number]
+
+    def images(self) -> set[int]:
+        return set(np.unique(self._sorted).tolist())
+
+    def of(self, image: int) -> tuple[Region, ...]:
+        """The concepts of one image, in the order of the file."""
+        first, last = np.searchsorted(self._sorted, [image, image + 1])
+        found: list[Region] = []
+        for number in self._order[first:last].tolist():
+            box: Box = tuple(self._boxes[4 * number : 4 * number + 4])  # type: ignore[assignment]
+            name = self._names[self._category[number]]
+            attributes, phrases = self._more.get(number, ((), ()))
+            found.append(Region(grain="object", box=box, texts=(name,), attributes=attributes))
+            if phrases:
+                found.append(Region(grain="region", box=box, texts=phrases, attributes=attributes))
+        return tuple(found)
 
 
-def _concepts(annotation: dict[str, Any], name: str) -> list[Region]:
-    box = xywh(annotation["bbox"])
-    attributes, phrases = (_texts(annotation.get(key)) for key in ("attributes", "phrases"))
-    found = [Region(grain="object", box=box, texts=(name,), attributes=attributes)]
-    if phrases:
-        found.append(Region(grain="region", box=box, texts=phrases, attributes=attributes))
-    return found
+def _read_instances(path: Path, left_out: Counter[str]) -> tuple[dict[int, CocoImage], _Objects]:
+    objects = _Objects()
+    layout: dict[str, Any] = {"images": [], "categories": [], "licenses": []}
+    numbers = array("q")  # of the annotations taken
+    keys = ("images", "annotations", "categories")
+    for batch in read_lists(path, keys, optional=["licenses"]):
+        if batch.key != "annotations":
+            layout[batch.key] += map(_slim, batch.items)
+            continue
+        for number, annotation in enumerate(batch.items, batch.first):
+            try:
+                if annotation.get("iscrowd", 0):
+                    # One box around many things is no object to be found.
+                    left_out["crowd box"] += 1
+                else:
+                    objects.add(annotation)
+                    numbers.append(number)
+            except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+                raise _unusable(path, number, error) from None
+    unknown = objects.finish(category_names(path, layout))
+    if unknown is not None:
+        raise _unusable(path, numbers[unknown], KeyError(objects.category(unknown)))
+    return image_entries(path, layout), objects
+
+
+def _unusable(path: Path, number: int, error: Exception) -> DataError:
+    return DataError(
+        f"{path}: annotations[{number}]: {error!r}; every annotation needs image_id, bbox "
+        "and a category_id that is among the categories"
+    )
+
+
+def _slim(entry: dict[str, Any]) -> dict[str, Any]:
+    """An image, category or licence without addresses and dates, which are most of an image's."""
+    return {key: entry[key] for key in _FIELDS if key in entry}
 
 
 def _texts(value: Any) -> tuple[str, ...]:
@@ -170,55 +226,79 @@ def _texts(value: Any) -> tuple[str, ...]:
     return tuple(text for text in value if text.strip())
 
 
-def _captions(path: Path, layout: Any, left_out: Counter[str]) -> dict[int, list[str]]:
+def _read_captions(
+    path: Path, left_out: Counter[str]
+) -> tuple[dict[int, CocoImage], dict[int, list[str]]]:
+    """Images listed beside the captions, if any, and captions by image."""
+    layout: dict[str, Any] = {"images": [], "licenses": []}
     texts: dict[int, list[str]] = defaultdict(list)
+    is_coco = False
     try:
-        if isinstance(layout.get("annotations"), list):
-            pairs = ((a["image_id"], a["caption"]) for a in layout["annotations"])
-        else:
-            pairs = ((image_id, text) for image_id, found in layout.items() for text in found)
-        for image_id, text in pairs:
-            if text.strip():
-                texts[int(image_id)].append(text.strip())
-            else:
-                left_out["empty caption"] += 1
+        for batch in read_lists(path, (), optional=("annotations", *layout)):
+            if batch.key != "annotations":
+                layout[batch.key] += map(_slim, batch.items)
+                continue
+            is_coco = True
+            for annotation in batch.items:
+                _add_caption(texts, annotation["image_id"], annotation["caption"], left_out)
+        if not is_coco:
+            for image_id, found in read_json(path).items():
+                for text in found:
+                    _add_caption(texts, image_id, text, left_out)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise DataError(
             f"{path}: {error!r}; captions must be COCO's "
             '{"annotations": [{"image_id", "caption"}]} or a mapping {image id: [captions]}'
         ) from None
-    return texts
+    return image_entries(path, layout), texts
 
 
-def _drafts(
-    used: list[int],
-    entries: dict[int, CocoImage],
-    texts: dict[int, list[str]],
-    objects: dict[int, list[Region]],
-    folder: ImageFolder,
-    split: str,
-    file: Path,
-) -> Iterator[Draft | Bad]:
-    for image_id in used:
-        entry = entries.get(image_id, CocoImage(image_id, "", None, None))
-        if image_id in objects and entry.size is None:
-            yield Bad(
-                f"coco/{image_id}",
-                "image not listed",
-                f"{file}: image {image_id} has objects but no width and height under 'images'",
+def _add_caption(
+    texts: dict[int, list[str]], image_id: Any, text: Any, left_out: Counter[str]
+) -> None:
+    if stripped := text.strip():
+        texts[int(image_id)].append(stripped)
+    else:
+        left_out["empty caption"] += 1
+
+
+class _Drafts:
+    """``Source.read``: unit k is the image with the k-th smallest id."""
+
+    def __init__(
+        self,
+        used: list[int],
+        entries: dict[int, CocoImage],
+        texts: dict[int, list[str]],
+        objects: _Objects | None,
+        folder: ImageFolder,
+        split: str,
+        file: Path,
+    ) -> None:
+        self._used, self._entries, self._texts, self._objects = used, entries, texts, objects
+        self._folder, self._split, self._file = folder, split, file
+
+    def __call__(self, start: int, stop: int, left_out: Counter[str]) -> Drafts:
+        for image_id in self._used[start:stop]:
+            entry = self._entries.get(image_id, CocoImage(image_id, "", None, None))
+            objects = self._objects.of(image_id) if self._objects else ()
+            where = f"{self._file}: image {image_id}"
+            if objects and entry.size is None:
+                detail = f"{where} has objects but no width and height under 'images'"
+                yield Bad(f"coco/{image_id}", "image not listed", detail)
+                continue
+            yield Draft(
+                id=f"coco/{image_id}",
+                source="coco",
+                split=self._split,
+                image=self._folder.find(*coco_names(entry.file_name, image_id)),
+                where=where,
+                size=entry.size,
+                captions=tuple(self._texts.get(image_id, ())),
+                regions=objects,
+                license=entry.license,
+                photo=f"coco/{image_id}",
             )
-            continue
-        yield Draft(
-            id=f"coco/{image_id}",
-            source="coco",
-            split=split,
-            image=folder.find(*coco_names(entry.file_name, image_id)),
-            where=f"{file}: image {image_id}",
-            size=entry.size,
-            captions=tuple(texts.get(image_id, ())),
-            regions=tuple(objects.get(image_id, ())),
-            license=entry.license,
-        )
 
 
 def _license(number: Any, names: dict[Any, str]) -> str | None:
@@ -233,3 +313,9 @@ def _split_of(files: list[Path]) -> str:
         if found := re.search(r"(train|val|test)", path.stem):
             return found.group(1)
     return "train"
+
+
+def _published(files: list[Path]) -> str | None:
+    """``instances_val2017.json`` -> ``coco2017``; None where the year is not in all names."""
+    years = {found[1] if (found := re.search(r"(2014|2017)", path.stem)) else "" for path in files}
+    return f"coco{years.pop()}" if len(years) == 1 and "" not in years else None

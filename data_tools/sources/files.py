@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
-import pickle
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 from xml.etree import ElementTree
 from xml.parsers import expat
 
 from data_tools.sources.base import listing_digest
+from data_tools.sources.plain_pickle import load_plain_pickle
 from wholegrain.errors import DataError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-PICKLE_LIMIT = 1 << 30
+PICKLE_LIMIT = 1 << 28
 """Largest pickle read, in bytes; RefCOCOg, the largest published one, has 26 MB."""
 
 
@@ -48,6 +49,42 @@ class ImageFolder:
         """
         plain = [PurePosixPath(name.replace("\\", "/")).name for name in names]
         return self.root / next((name for name in plain if name in self._sizes), plain[0])
+
+
+class SharedFile(io.RawIOBase):
+    """A file for reading that forked processes may use at once.
+
+    They share the descriptor and with it the kernel's position, which none of them relies on: each
+    keeps its own.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._size = os.fstat(self._descriptor).st_size
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        count = os.preadv(self._descriptor, [buffer], self._at)
+        self._at += count
+        return count
+
+    def close(self) -> None:
+        if not self.closed:
+            os.close(self._descriptor)
+        super().close()
 
 
 def coco_names(file_name: str, image_id: int) -> list[str]:
@@ -90,16 +127,6 @@ def parse_xml(data: bytes) -> ElementTree.Element:
     return builder.close()
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """Builds numbers, text, lists and dicts; a pickle that names anything else is refused."""
-
-    def find_class(self, module: str, name: str) -> NoReturn:
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, plain data does not")
-
-    def persistent_load(self, pid: Any) -> NoReturn:
-        raise pickle.UnpicklingError("it holds a persistent id, plain data does not")
-
-
 def read_plain_pickle(path: Path) -> Any:
     """Load a pickle of plain containers, numbers and text; nothing in it can run.
 
@@ -110,9 +137,8 @@ def read_plain_pickle(path: Path) -> Any:
     if size > PICKLE_LIMIT:
         raise DataError(f"{path}: {size} bytes, more than the limit of {PICKLE_LIMIT}")
     try:
-        with path.open("rb") as stream:
-            return _PlainUnpickler(stream, encoding="utf-8", errors="replace").load()
-    except Exception as error:  # a hostile pickle can make the unpickler raise almost anything
+        return load_plain_pickle(path.read_bytes())
+    except ValueError as error:
         raise DataError(
             f"{path}: not a pickle of plain data ({error}); download the file from its publisher "
             "again, and do not load this one by other means"

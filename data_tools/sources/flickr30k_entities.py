@@ -19,13 +19,12 @@ import argparse
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 from xml.etree import ElementTree
 
-from data_tools.sources.base import Bad, Draft, Source, file_digest, listing_digest
-from data_tools.sources.files import ImageFolder, parse_xml
+from data_tools.sources.base import Bad, Draft, Drafts, Source, file_digest, listing_digest
+from data_tools.sources.files import ImageFolder, SharedFile, parse_xml
 from wholegrain.data.record import Box, Region, enclosing_box
 from wholegrain.errors import DataError
 
@@ -50,23 +49,26 @@ def read_flickr30k_entities(root: Path, *, split: str | None = None) -> Source:
     """Open the data set. DataError says which file or folder is missing."""
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; pass the folder with the split lists")
-    members = _read_splits(root, split)
+    left_out: Counter[str] = Counter()
+    members = _read_splits(root, split, left_out)
     annotations = _open_annotations(root)
     places = [root / name for name in ("images", "flickr30k-images", "flickr30k_images")]
     folder = ImageFolder(next((place for place in places if place.is_dir()), places[0]))
-    left_out: Counter[str] = Counter()
     return Source(
         name="flickr30k_entities",
         description={
             "reader": "flickr30k_entities",
+            "split": split,
             "splits": sorted({name for name, _ in members}),
             "lists": listing_digest((f"{name}/{image}", 0) for name, image in members),
             "annotations": annotations.digest(),
             "images": folder.digest(),
         },
-        samples=_drafts(members, annotations, folder, left_out),
+        units=len(members),
+        read=_Drafts(members, annotations, folder),
         total=len(members),
         left_out=left_out,
+        published="flickr30k_entities",
     )
 
 
@@ -83,7 +85,7 @@ class _Zipped:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._zip = zipfile.ZipFile(path)
+            self._zip = zipfile.ZipFile(SharedFile(path))
         except zipfile.BadZipFile as error:
             raise DataError(f"{path}: not a zip file ({error}); download it again") from None
 
@@ -139,7 +141,7 @@ def _open_annotations(root: Path) -> _Annotations:
     )
 
 
-def _read_splits(root: Path, only: str | None) -> list[tuple[str, str]]:
+def _read_splits(root: Path, only: str | None, left_out: Counter[str]) -> list[tuple[str, str]]:
     """(split, image id) in the order train, val, test and, within one, of its list."""
     present = [name for name in SPLITS if (root / f"{name}.txt").is_file()]
     if only is not None and only not in present:
@@ -156,37 +158,45 @@ def _read_splits(root: Path, only: str | None) -> list[tuple[str, str]]:
         raise DataError(f"{root}: no image listed; train.txt, val.txt or test.txt is needed")
     if odd := [image for _, image in members if not image.isdigit()]:
         raise DataError(f"{root}: {odd[0]!r} in a split list is no image id (digits only)")
-    return members
+    unique = list(dict.fromkeys(members))
+    if len(unique) < len(members):
+        left_out["image listed twice"] += len(members) - len(unique)
+    return unique
 
 
-def _drafts(
-    members: list[tuple[str, str]],
-    annotations: _Annotations,
-    folder: ImageFolder,
-    left_out: Counter[str],
-) -> Iterator[Draft | Bad]:
-    for split, image in members:
+class _Drafts:
+    """``Source.read``: unit k is the k-th listed image."""
+
+    def __init__(
+        self, members: list[tuple[str, str]], annotations: _Annotations, folder: ImageFolder
+    ) -> None:
+        self._members, self._annotations, self._folder = members, annotations, folder
+
+    def __call__(self, start: int, stop: int, left_out: Counter[str]) -> Drafts:
+        for split, image in self._members[start:stop]:
+            yield self._draft(split, image, left_out)
+
+    def _draft(self, split: str, image: str, left_out: Counter[str]) -> Draft | Bad:
         identity = f"flickr30k/{image}"
+        read, name = self._annotations.read, self._annotations.name
         member = f"Annotations/{image}.xml"
         try:
-            size, boxes = parse_annotation(annotations.read(member))
+            size, boxes = parse_annotation(read(member))
             member = f"Sentences/{image}.txt"
-            captions, entities = parse_sentences(annotations.read(member).decode("utf-8"))
+            captions, entities = parse_sentences(read(member).decode("utf-8"))
         except KeyError:
-            yield Bad(identity, "annotation missing", annotations.name(member))
-            continue
+            return Bad(identity, "annotation missing", name(member))
         except ValueError as error:
-            yield Bad(identity, "annotation broken", f"{annotations.name(member)}: {error}")
-            continue
-        for entity, mentions in entities.items():
-            if entity not in boxes:
-                left_out["phrase without box"] += len(mentions.words)
-        yield Draft(
+            return Bad(identity, "annotation broken", f"{name(member)}: {error}")
+        boxless = [mentions for entity, mentions in entities.items() if entity not in boxes]
+        if boxless:
+            left_out["phrase without box"] += sum(len(mentions.words) for mentions in boxless)
+        return Draft(
             id=identity,
             source="flickr30k_entities",
             split=split,
-            image=folder.find(f"{image}.jpg"),
-            where=annotations.name(f"Annotations/{image}.xml"),
+            image=self._folder.find(f"{image}.jpg"),
+            where=name(f"Annotations/{image}.xml"),
             size=size,
             captions=captions,
             regions=tuple(
@@ -194,6 +204,7 @@ def _drafts(
                 for entity, mentions in entities.items()
                 if entity in boxes
             ),
+            photo=identity,
         )
 
 

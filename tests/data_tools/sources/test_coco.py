@@ -1,17 +1,27 @@
 import json
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from data_tools.sources.base import Bad, Draft
+from data_tools.sources.base import Bad, Draft, Source
 from data_tools.sources.coco import read_coco
 from wholegrain.errors import DataError
 
 
+def everything(source: Source) -> list[Draft | Bad]:
+    """All that a source holds, read in pieces of two units; what it leaves out is added to it."""
+    pieces = (
+        source.read(start, min(start + 2, source.units), source.left_out)
+        for start in range(0, source.units, 2)
+    )
+    return [item for piece in pieces for item in piece]
+
+
 def drafts(layout: Any, **options: Any) -> list[Draft]:
-    items = list(read_coco(layout.images, layout.captions, layout.instances, **options).samples)
+    items = everything(read_coco(layout.images, layout.captions, layout.instances, **options))
     assert not any(isinstance(item, Bad) for item in items)
     return items  # type: ignore[return-value]
 
@@ -39,9 +49,9 @@ def test_captions_may_be_a_plain_mapping(coco_layout: Any) -> None:
 
 def test_either_file_alone_is_enough(coco_layout: Any) -> None:
     captions = read_coco(coco_layout.images, coco_layout.captions, None)
-    assert [len(item.captions) for item in captions.samples] == [2, 2, 2]  # type: ignore[union-attr]
+    assert [len(item.captions) for item in everything(captions)] == [2, 2, 2]  # type: ignore[union-attr]
     objects = read_coco(coco_layout.images, None, coco_layout.instances)
-    assert [len(item.regions) for item in objects.samples] == [2, 1]  # type: ignore[union-attr]
+    assert [len(item.regions) for item in everything(objects)] == [2, 1]  # type: ignore[union-attr]
     assert objects.left_out == {"crowd box": 1, "image without caption or object": 1}
     with pytest.raises(DataError, match="pass --captions FILE, --instances FILE or both"):
         read_coco(coco_layout.images, None, None)
@@ -97,7 +107,9 @@ def test_another_layout_is_named(coco_layout: Any, file: str, edit: Any, message
 
 def test_json_that_is_none_is_named(coco_layout: Any) -> None:
     coco_layout.instances.write_text('{"images": [')
-    with pytest.raises(DataError, match=r"not valid JSON \(.*line 1 column"):
+    with pytest.raises(
+        DataError, match=r"instances_val2017\.json: not valid JSON.*ends at byte 12"
+    ):
         drafts(coco_layout)
     coco_layout.instances.unlink()
     with pytest.raises(DataError, match="no such file"):
@@ -107,7 +119,7 @@ def test_json_that_is_none_is_named(coco_layout: Any) -> None:
 def test_objects_of_an_unlisted_image_are_a_bad_sample(coco_layout: Any) -> None:
     for file in (coco_layout.captions, coco_layout.instances):
         coco_layout.change(file, lambda layout: layout["images"].pop(0) and None)
-    items = list(read_coco(coco_layout.images, coco_layout.captions, coco_layout.instances).samples)
+    items = everything(read_coco(coco_layout.images, coco_layout.captions, coco_layout.instances))
     assert isinstance(items[0], Bad) and items[0].cause == "image not listed"
 
 
@@ -133,14 +145,35 @@ def test_empty_captions_are_counted(coco_layout: Any) -> None:
         coco_layout.captions, lambda layout: layout["annotations"][0].update(caption=" \n")
     )
     source = read_coco(coco_layout.images, coco_layout.captions, None)
-    assert next(source.samples).captions == ("caption 1 of photo 9",)  # type: ignore[union-attr]
+    assert everything(source)[0].captions == ("caption 1 of photo 9",)  # type: ignore[union-attr]
     assert source.left_out["empty caption"] == 1
+
+
+def test_any_piece_reads_the_same(coco_layout: Any) -> None:
+    source = read_coco(coco_layout.images, coco_layout.captions, coco_layout.instances)
+    whole = everything(source)
+    for start in reversed(range(source.units)):
+        assert list(source.read(start, start + 1, Counter())) == whole[start : start + 1]
+    assert list(source.read(0, source.units, Counter())) == whole
+
+
+def test_a_photo_is_known_by_cocos_number(coco_layout: Any) -> None:
+    assert [draft.photo for draft in drafts(coco_layout)] == ["coco/9", "coco/25", "coco/30"]
+
+
+def test_the_year_in_the_names_says_which_counts_were_published(
+    coco_layout: Any, tmp_path: Path
+) -> None:
+    source = read_coco(coco_layout.images, coco_layout.captions, coco_layout.instances)
+    assert source.published == "coco2017"
+    other = coco_layout.captions.rename(tmp_path / "captions.json")
+    assert read_coco(coco_layout.images, other, coco_layout.instances).published is None
 
 
 def test_real_photos(real_data: Path) -> None:
     root = real_data / "refcoco_native"
     source = read_coco(root / "images", root / "captions.json", root / "instances.json")
-    found = [item for item in source.samples if isinstance(item, Draft)]
+    found = [item for item in everything(source) if isinstance(item, Draft)]
     assert len(found) == 74
     assert sum(len(draft.captions) for draft in found) == 120
     assert sum(len(draft.regions) for draft in found) == 683

@@ -1,3 +1,4 @@
+import multiprocessing
 import re
 import zipfile
 from collections import Counter
@@ -5,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.sources.base import Bad, Draft
+from data_tools.sources.base import Bad, Draft, Source
 from data_tools.sources.flickr30k_entities import (
     parse_annotation,
     parse_sentences,
@@ -14,8 +15,17 @@ from data_tools.sources.flickr30k_entities import (
 from wholegrain.errors import DataError
 
 
+def everything(source: Source) -> list[Draft | Bad]:
+    """All that a source holds, read in pieces of two units; what it leaves out is added to it."""
+    pieces = (
+        source.read(start, min(start + 2, source.units), source.left_out)
+        for start in range(0, source.units, 2)
+    )
+    return [item for piece in pieces for item in piece]
+
+
 def drafts(root: Path, split: str | None = None) -> list[Draft]:
-    items = list(read_flickr30k_entities(root, split=split).samples)
+    items = everything(read_flickr30k_entities(root, split=split))
     assert not any(isinstance(item, Bad) for item in items)
     return items  # type: ignore[return-value]
 
@@ -71,7 +81,7 @@ def test_splits_come_in_order_and_one_can_be_chosen(flickr_layout: Path) -> None
 
 def test_phrases_without_a_box_are_counted(flickr_layout: Path) -> None:
     source = read_flickr30k_entities(flickr_layout)
-    list(source.samples)
+    everything(source)
     assert source.left_out == {"phrase without box": 6}
 
 
@@ -108,7 +118,7 @@ def test_a_broken_annotation_is_one_bad_sample(
     text = file.read_text()
     assert edit[0] in text
     file.write_text(text.replace(*edit))
-    items = list(read_flickr30k_entities(flickr_layout).samples)
+    items = everything(read_flickr30k_entities(flickr_layout))
     bad = [item for item in items if isinstance(item, Bad)]
     assert [item.cause for item in bad] == ["annotation broken"]
     assert reason in bad[0].detail and str(file) in bad[0].detail
@@ -124,7 +134,7 @@ def test_entities_are_never_expanded(flickr_layout: Path) -> None:
 
 def test_a_missing_annotation_is_one_bad_sample(flickr_layout: Path) -> None:
     (flickr_layout / "Sentences" / "100.txt").unlink()
-    items = list(read_flickr30k_entities(flickr_layout).samples)
+    items = everything(read_flickr30k_entities(flickr_layout))
     assert Counter(type(item) for item in items) == {Draft: 2, Bad: 1}
 
 
@@ -140,6 +150,43 @@ def test_a_list_can_name_no_file_outside(flickr_layout: Path) -> None:
     (flickr_layout / "val.txt").write_text("../../etc/passwd\n")
     with pytest.raises(DataError, match="is no image id"):
         read_flickr30k_entities(flickr_layout)
+
+
+def test_an_image_listed_twice_is_one_sample(flickr_layout: Path) -> None:
+    (flickr_layout / "val.txt").write_text("300\n300\n")
+    source = read_flickr30k_entities(flickr_layout, split="val")
+    assert [item.id for item in everything(source)] == ["flickr30k/300"]
+    assert source.left_out["image listed twice"] == 1
+
+
+def test_a_photo_is_known_by_its_number(flickr_layout: Path) -> None:
+    assert {draft.photo for draft in drafts(flickr_layout, "val")} == {"flickr30k/300"}
+
+
+def test_processes_may_share_an_open_zip(flickr_layout: Path, tmp_path: Path) -> None:
+    numbers = range(1000, 1200)
+    with zipfile.ZipFile(flickr_layout / "annotations.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for number in numbers:
+            xml = (flickr_layout / "Annotations" / "100.xml").read_text()
+            archive.writestr(f"Annotations/{number}.xml", xml)
+            archive.writestr(f"Sentences/{number}.txt", f"[/EN#1/people man {number}] waits .")
+    (flickr_layout / "Annotations").rename(tmp_path / "away")
+    (flickr_layout / "train.txt").write_text("\n".join(map(str, numbers)))
+    source = read_flickr30k_entities(flickr_layout, split="train")
+    context = multiprocessing.get_context("fork")  # as the pool of `convert` does
+    results = context.SimpleQueue()
+
+    def read() -> None:
+        found = source.read(0, source.units, Counter())
+        results.put([item.captions[0] for item in found if isinstance(item, Draft)])
+
+    processes = [context.Process(target=read) for _ in range(3)]
+    for process in processes:
+        process.start()
+    expected = [f"man {number} waits ." for number in numbers]
+    assert [results.get() for _ in processes] == [expected] * 3
+    for process in processes:
+        process.join()
 
 
 def test_published_counts(real_data: Path) -> None:
