@@ -130,7 +130,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         table.add_row(name.replace("_", " "), shown)
     Console().print(table)
     if args.json:
-        args.json.write_text(json.dumps({"machine": facts(torch.device("cpu")), "figures": figures}, indent=1) + "\n")
+        args.json.write_text(
+            json.dumps({"machine": facts(torch.device("cpu")), "figures": figures}, indent=1) + "\n"
+        )
     return 0
 
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
 from wholegrain.data.corpus_files import ShardFiles
-from wholegrain.data.corpus_manifest import LAYOUT_RECORDS, file_sha256, read_manifest
-from wholegrain.data.index_file import INDEX, IndexRows, open_index
+from wholegrain.data.corpus_manifest import LAYOUT_RECORDS, file_sha256
+from wholegrain.data.corpus_place import FolderPlace, RemotePlace, place_of
+from wholegrain.data.index_file import INDEX, open_index
 from wholegrain.data.record import Record, parse_record
 from wholegrain.data.record_plain import (
     plain_captions,
@@ -23,13 +23,14 @@ from wholegrain.data.record_plain import (
     plain_record,
     plain_size,
 )
+from wholegrain.data.row_file import RowFile
 from wholegrain.data.shard_image import IMAGE_KINDS, ImageKind, probe_image
 from wholegrain.data.shard_table import SHARDS, Column, ShardTable
 from wholegrain.data.shard_tar import BLOCK, member_name
+from wholegrain.data.storage import file_name
 from wholegrain.errors import DataError
 
 _FAULTS_SHOWN = 10
-_SHARDS_LOOKED_FOR = 4096
 
 
 class Corpus:
@@ -39,7 +40,7 @@ class Corpus:
     forked and used by several threads.
 
     Attributes:
-        path: the folder.
+        path: the folder, or the URL as text.
         manifest: the whole folder's manifest, also in a split's view.
         shards: the whole folder's table of shards.
         split: the split of this view, or None for the whole.
@@ -48,15 +49,16 @@ class Corpus:
 
     def __init__(
         self,
-        path: Path,
+        place: FolderPlace | RemotePlace,
         manifest: dict[str, Any],
-        index: IndexRows,
+        index: RowFile,
         shards: ShardTable,
         files: ShardFiles,
         split: str | None,
     ) -> None:
-        self.path, self.manifest, self.split = path, manifest, split
-        self.shards = shards
+        self.path: Path | str = place.path
+        self.manifest, self.split, self.shards = manifest, split, shards
+        self._place = place
         self._index, self._files = index, files
         self._records = manifest["layout"] == LAYOUT_RECORDS
         self._splits = list(manifest["splits"])
@@ -68,25 +70,31 @@ class Corpus:
 
     @classmethod
     def open(cls, path: Path | str) -> Self:
-        """Opens the folder that a converter or ``data_tools index`` has made.
+        """Opens what a converter or ``data_tools index`` has made.
+
+        Args:
+            path: a folder, or a URL (``s3://bucket/corpus``, ``gs://``, ``hdfs://``, ``https://``).
 
         Raises:
             DataError: no corpus, an empty one, a missing shard, or an index that does not fit.
+            StorageGone: a URL's storage does not answer.
+            ConfigError: the driver for a URL is not installed.
         """
-        folder = Path(os.path.abspath(path))
-        manifest = read_manifest(folder)
-        shards = ShardTable.open(folder / SHARDS)
-        index = IndexRows(folder / INDEX)
-        samples, rows = shards.total_samples, manifest["index"]["rows"]
-        if not len(index) == samples == rows:
+        place = place_of(path)
+        manifest = place.manifest()
+        shards = ShardTable.open(place.file(SHARDS, manifest["shards"]["sha256"]))
+        index_path = place.file(INDEX, manifest["index"]["sha256"])
+        index = RowFile(index_path, open_index(index_path))
+        rows, count = manifest["index"]["rows"], manifest["shards"]["count"]
+        if (len(index), len(shards)) != (rows, count):
             raise DataError(
-                f"{folder}: the index has {len(index)} rows for {samples} samples, the manifest "
-                f"says {rows}; run `python -m data_tools index {folder}`"
+                f"{place.path}: {len(index)} rows of the index and {len(shards)} shards, where the "
+                f"manifest says {rows} and {count}; run `python -m data_tools index {place.path}`"
             )
-        paths = Column(len(shards), partial(_shard_path, folder, shards))
-        _check_present(folder, paths)
-        files = ShardFiles(paths, Column(len(shards), shards.bytes))
-        return cls(folder, manifest, index, shards, files, None)
+        paths: Column[Path | str] = Column(count, partial(place.shard, shards))
+        place.check_present(paths)
+        files = ShardFiles(paths, Column(count, shards.bytes), Column(count, shards.sha256))
+        return cls(place, manifest, index, shards, files, None)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -106,7 +114,7 @@ class Corpus:
     @property
     def index(self) -> np.ndarray:
         """This view's rows of ``INDEX_DTYPE``, memory-mapped."""
-        return open_index(self.path / INDEX)[self._rows.start : self._rows.stop]
+        return open_index(self._index.path)[self._rows.start : self._rows.stop]
 
     def select(self, split: str | None) -> Corpus:
         """The view of one split; None gives this very view.
@@ -118,7 +126,7 @@ class Corpus:
             return self
         if self.split is not None:
             raise DataError(f"{self}: has split {self.split!r} only, not {split!r}; select anew")
-        return type(self)(self.path, self.manifest, self._index, self.shards, self._files, split)
+        return type(self)(self._place, self.manifest, self._index, self.shards, self._files, split)
 
     def record(self, i: int) -> Record:
         """Sample ``i``'s record.
@@ -139,7 +147,12 @@ class Corpus:
 
     def image_kind(self, i: int) -> ImageKind:
         """The format that sample ``i``'s file name claims."""
-        return IMAGE_KINDS[self._index[self._number(i)]["kind"]]
+        kind = int(self._index[self._number(i)]["kind"])
+        if kind >= len(IMAGE_KINDS):
+            raise DataError(
+                f"{self.path}: the index is damaged at sample {i}; index the tars again"
+            )
+        return IMAGE_KINDS[kind]
 
     def verify(self, progress: Callable[[str], None] | None = None) -> None:
         """Compares every byte of the folder with the manifest, whatever the view.
@@ -150,23 +163,21 @@ class Corpus:
         Raises:
             DataError: lists each missing or altered file.
         """
-        expected = [
-            (self.path / INDEX, self.manifest["index"]["sha256"]),
-            (self.path / SHARDS, self.manifest["shards"]["sha256"]),
-        ]
-        paths = self._files.paths
-        shards = ((paths[n], self.shards.sha256(n)) for n in range(len(paths)))
         faults = []
-        for path, digest in chain(expected, shards):
+        for name, digest, size in self._files_and_digests():
+            path = self.path
             try:
+                path = self._place.file(name, digest, size)
                 found = file_sha256(path)
             except OSError as error:
                 faults.append(f"{path} cannot be read ({error.strerror})")
+            except DataError as error:
+                faults.append(str(error))
             else:
                 if found != digest:
                     faults.append(f"{path} has sha256 {found}, the manifest {digest}")
             if progress is not None:
-                progress(path.name)
+                progress(os.path.basename(name))
         if faults:
             listed = "; ".join(faults[:_FAULTS_SHOWN])
             more = (
@@ -175,6 +186,26 @@ class Corpus:
             raise DataError(
                 f"{self.path}: altered since it was made: {listed}{more}; fetch it again"
             )
+
+    def shard_name(self, i: int) -> str:
+        """Where sample ``i`` is stored, for messages."""
+        return str(self._files.path(int(self._index[self._number(i)]["shard"])))
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it lies at a URL."""
+        return isinstance(self._place, RemotePlace)
+
+    def prefetch(self, samples: Iterable[int]) -> None:
+        """Has the shards of samples that will be read soon fetched in the background."""
+        if self.is_remote:
+            shards = (int(self._index[self._number(i)]["shard"]) for i in samples)
+            self._files.prefetch(dict.fromkeys(shards))
+
+    def _files_and_digests(self) -> Iterator[tuple[str, str, int | None]]:
+        yield INDEX, self.manifest["index"]["sha256"], None
+        yield SHARDS, self.manifest["shards"]["sha256"], None
+        yield from ((shard.file, shard.sha256, shard.bytes) for shard in self.shards)
 
     def _number(self, i: int) -> int:
         """The row of the whole folder's index that is this view's sample ``i``."""
@@ -205,7 +236,7 @@ class Corpus:
 
     def _plain_id(self, row: np.void) -> str:
         shard, data = int(row["shard"]), int(row["image"])
-        path = self._files.path(shard)
+        path = Path(file_name(self._files.path(shard)))
         read = partial(self._files.read, shard)
         return plain_id(path, member_name(read, path, data - int(row["head"]) * BLOCK, data))
 
@@ -215,29 +246,6 @@ def _reopen(path: str, split: str | None, fingerprint: str) -> Corpus:
     if corpus.fingerprint != fingerprint:
         raise DataError(f"{path}: changed while in use; start again")
     return corpus
-
-
-def _shard_path(folder: Path, shards: ShardTable, number: int) -> Path:
-    """A name inside the folder, or an absolute path where tars were indexed in place."""
-    file = shards.file(number)
-    if not os.path.isabs(file) and os.path.basename(file) != file:
-        raise DataError(
-            f"{folder}: shard {file!r} is neither a name nor an absolute path; index it"
-        )
-    return folder / file
-
-
-def _check_present(folder: Path, paths: Sequence[Path]) -> None:
-    """Looks for each shard, or for 4,096 of very many; a read names any other that lacks."""
-    count = len(paths)
-    step = max(1, -(-count // _SHARDS_LOOKED_FOR))
-    # One listing instead of a look-up a shard.
-    present = set(os.listdir(folder)) if step == 1 else None
-    for number in {*range(0, count, step), count - 1}:
-        path = paths[number]
-        listed = present is not None and path.parent == folder
-        if path.name not in present if listed else not path.is_file():  # type: ignore[operator]
-            raise DataError(f"{path}: the shard is missing; fetch it, or index the corpus again")
 
 
 def _rows_of_split(manifest: dict[str, Any], split: str) -> range:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import threading
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -139,46 +138,8 @@ def open_index(path: Path) -> np.ndarray:
     """Maps an index read-only: ``(N,)`` of ``INDEX_DTYPE``; no row is read."""
     try:
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # numpy's reading of a damaged header raises almost anything
         raise DataError(f"{path}: not a readable index ({error}); run `data_tools index`") from None
     if not isinstance(rows, np.ndarray) or rows.dtype != INDEX_DTYPE or rows.ndim != 1:
         raise DataError(f"{path}: an index of another layout; run `data_tools index` again")
     return rows
-
-
-class IndexRows:
-    """Single rows of an index by positioned reads.
-
-    A memory map would do, but each page that a training run has touched counts as its memory: over
-    an epoch of 10^9 samples that is the whole file. Safe to share between threads and to fork.
-    """
-
-    def __init__(self, path: Path) -> None:
-        mapped = open_index(path)
-        self.path, self._rows = path, len(mapped)
-        self._first = getattr(mapped, "offset", 0)  # of the first row; numpy sets it
-        self._lock = threading.Lock()
-        self._descriptor = -1
-
-    def __len__(self) -> int:
-        return self._rows
-
-    def __getitem__(self, number: int) -> np.void:
-        """Row `number` as a scalar of ``INDEX_DTYPE``."""
-        if self._descriptor < 0:
-            self._open()
-        width = INDEX_DTYPE.itemsize
-        raw = os.pread(self._descriptor, width, self._first + number * width)
-        if len(raw) < width:
-            raise DataError(f"{self.path}: ends before row {number}; run `data_tools index` on it")
-        row: np.void = np.frombuffer(raw, dtype=INDEX_DTYPE)[0]
-        return row
-
-    def _open(self) -> None:
-        with self._lock:
-            if self._descriptor < 0:
-                self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-
-    def __del__(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)

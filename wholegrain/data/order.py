@@ -120,22 +120,7 @@ class Order:
 
     def batch(self, step: int) -> Slots:
         """The samples of global batch `step` (counted from 0), in order."""
-        if step < 0:
-            raise IndexError(f"step is {step}; steps count from 0")
-        epochs = np.empty(self.batch_size, dtype=np.int64)
-        indices = np.empty(self.batch_size, dtype=np.int64)
-        for number, part in enumerate(self.parts):
-            first = step * part.per_batch
-            positions = np.arange(first, first + part.per_batch, dtype=np.int64)
-            epoch, within = np.divmod(positions, part.size)
-            index = np.empty_like(within)
-            for one in np.unique(epoch):  # one, or two where an epoch ends inside the batch
-                here = epoch == one
-                found = self._permutation(number, int(one))(within[here])
-                index[here] = np.sort(found) if part.block is not None else found
-            places = self._places[number]
-            epochs[places], indices[places] = epoch, index
-        return Slots(self._layout.copy(), epochs, indices)
+        return self._slots(step, 0, self.batch_size)
 
     def rank_slice(self, step: int, rank: int, world: int) -> Slots:
         """The share of one rank in global batch `step`: a contiguous slice of it.
@@ -145,7 +130,36 @@ class Order:
         """
         self.check_world(rank, world)
         share = self.batch_size // world
-        return self.batch(step)[rank * share : (rank + 1) * share]
+        return self._slots(step, rank * share, (rank + 1) * share)
+
+    def _slots(self, step: int, start: int, stop: int) -> Slots:
+        """Places `start` .. `stop` - 1 of a global batch."""
+        if step < 0:
+            raise IndexError(f"step is {step}; steps count from 0")
+        layout = self._layout[start:stop].copy()
+        epochs, indices = np.empty_like(layout), np.empty_like(layout)
+        for number, part in enumerate(self.parts):
+            low, high = np.searchsorted(self._places[number], (start, stop))
+            first = step * part.per_batch
+            if part.block is None:
+                epoch, index = self._read(number, first + low, first + high)
+            else:  # sorted as a whole before it is cut
+                epoch, index = self._read(number, first, first + part.per_batch)
+                order = np.lexsort((index, epoch))[low:high]
+                epoch, index = epoch[order], index[order]
+            places = self._places[number][low:high] - start
+            epochs[places], indices[places] = epoch, index
+        return Slots(layout, epochs, indices)
+
+    def _read(self, number: int, first: int, last: int) -> tuple[Ints, Ints]:
+        """Epochs and samples at positions `first` .. `last` - 1 of a part."""
+        positions = np.arange(first, last, dtype=np.int64)
+        epoch, within = np.divmod(positions, self.parts[number].size)
+        index = np.empty_like(within)
+        for one in np.unique(epoch).tolist():  # one, or two where an epoch ends inside
+            here = epoch == one
+            index[here] = self._permutation(number, one)(within[here])
+        return epoch, index
 
     def check_world(self, rank: int, world: int) -> None:
         """Refuses a world that cannot share the batch evenly, as `ConfigError`."""

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from wholegrain.data.row_file import RowFile
 from wholegrain.errors import DataError
 
 SHARDS = "shards.npy"
@@ -31,7 +32,7 @@ class ShardInfo:
 class ShardTable(Sequence[ShardInfo]):
     """The shards of a corpus, by number; a row is read when it is asked for."""
 
-    def __init__(self, rows: np.ndarray) -> None:
+    def __init__(self, rows: np.ndarray | RowFile) -> None:
         self._rows = rows
 
     @classmethod
@@ -56,18 +57,18 @@ class ShardTable(Sequence[ShardInfo]):
         remedy = "run `python -m data_tools index` on the folder, or fetch it again"
         try:
             rows = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+        except Exception as error:  # numpy's reading of a damaged header raises almost anything
             raise DataError(f"{path}: not a readable table of shards ({error}); {remedy}") from None
         names = rows.dtype.names if isinstance(rows, np.ndarray) and rows.ndim == 1 else None
         width = rows.dtype["file"].itemsize if names and "file" in names else 1
         if rows.dtype != _dtype(width):
             raise DataError(f"{path}: a table of another layout; {remedy}")
-        return cls(rows)
+        return cls(RowFile(path, rows))
 
     def save(self, path: Path) -> None:
         """Writes the table as a plain ``.npy``."""
         with open(path, "wb") as file:
-            np.lib.format.write_array(file, self._rows, version=(2, 0), allow_pickle=False)
+            np.lib.format.write_array(file, self._all(), version=(2, 0), allow_pickle=False)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -83,37 +84,47 @@ class ShardTable(Sequence[ShardInfo]):
 
     def file(self, number: int) -> str:
         """Name or absolute path of a shard."""
-        raw: bytes = self._rows["file"][number]
-        return raw.decode()
+        raw: bytes = self._rows[number]["file"]
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            remedy = "run `python -m data_tools index` on the folder, or fetch it again"
+            raise DataError(f"{SHARDS}: name {raw[:80]!r} is not UTF-8; {remedy}") from None
 
     def sha256(self, number: int) -> str:
         """Digest of a shard, in hex."""
-        return bytes(self._rows["sha256"][number]).hex()
+        return bytes(self._rows[number]["sha256"]).hex()
 
     def bytes(self, number: int) -> int:
         """Size of a shard."""
-        return int(self._rows["bytes"][number])
+        return int(self._rows[number]["bytes"])
 
     def samples(self, number: int) -> int:
         """Samples in a shard."""
-        return int(self._rows["samples"][number])
+        return int(self._rows[number]["samples"])
 
     @property
     def total_bytes(self) -> int:
         """Of all shards."""
-        return int(self._rows["bytes"].sum())
+        return int(self._all()["bytes"].sum())
 
     @property
     def total_samples(self) -> int:
         """In all shards."""
-        return int(self._rows["samples"].sum())
+        return int(self._all()["samples"].sum())
 
     def fingerprint(self) -> str:
         """sha256 over the shards' sha256, in order: a name for the corpus's exact content."""
         digest = hashlib.sha256()
-        for start in range(0, len(self), _HASHED_ROWS):
-            digest.update(self._rows["sha256"][start : start + _HASHED_ROWS].tobytes())
+        rows = self._all()
+        for start in range(0, len(rows), _HASHED_ROWS):
+            digest.update(rows["sha256"][start : start + _HASHED_ROWS].tobytes())
         return digest.hexdigest()
+
+    def _all(self) -> np.ndarray:
+        if isinstance(self._rows, RowFile):
+            return np.load(self._rows.path, mmap_mode="r", allow_pickle=False)
+        return self._rows
 
 
 class Column(Sequence[T]):

@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from wholegrain.data.augment import AugmentConfig
 from wholegrain.data.batch import ConceptBatch, Sample, collate
 from wholegrain.data.budget import ConceptBudget
+from wholegrain.data.corpus import Corpus
 from wholegrain.data.masking import MaskingConfig
 from wholegrain.data.order import Order, Part
 from wholegrain.data.permutation import keyed_rng, stable_key
 from wholegrain.data.prepare import Preparer, SampleReader
 from wholegrain.data.sampling import ConceptSampling
 from wholegrain.data.skips import Skip, SkipLedger, SkipPolicy
+from wholegrain.data.storage import StorageGone
 from wholegrain.data.workers import Workers
 from wholegrain.errors import DataError
 from wholegrain.text import Tokenizer
@@ -36,19 +38,25 @@ class Source:
         corpus: usually a `Corpus`, or a split of one.
         per_batch: its samples in each global batch.
         sampling: overrides the stream's for this corpus.
+        block, window: of the block-wise order, see `Part`; block None permutes all samples at once.
     """
 
     name: str
     corpus: SampleReader
     per_batch: int
     sampling: ConceptSampling | None = None
+    block: int | None = None
+    window: int = 16
 
 
 def make_order(seed: int, sources: Sequence[Source]) -> Order:
     """The order of a mixture."""
     return Order(
         seed,
-        [Part(s.name, len(s.corpus), s.corpus.fingerprint, s.per_batch) for s in sources],
+        [
+            Part(s.name, len(s.corpus), s.corpus.fingerprint, s.per_batch, s.block, s.window)
+            for s in sources
+        ],
     )
 
 
@@ -109,7 +117,7 @@ class Stream:
         self.order = make_order(seed, sources)
         self.order.check_world(rank, world)
         self.steps = range(start_step, stop_step)
-        self.ledger = SkipLedger(skips or SkipPolicy())
+        self.ledger = SkipLedger(skips or SkipPolicy(), rank, world)
         self._workers, self._pin = workers, pin_memory
         preparer = Preparer(tokenizer, augment, masking)
         self._batches = _TrainingBatches(
@@ -157,7 +165,7 @@ class EvalStream:
         skips: SkipPolicy | None = None,
         limit: int | None = None,
     ) -> None:
-        self.ledger = SkipLedger(skips or SkipPolicy())
+        self.ledger = SkipLedger(skips or SkipPolicy(), rank, world)
         self._workers = workers
         size = len(corpus) if limit is None else min(limit, len(corpus))
         self._batches = _EvalBatches(
@@ -174,7 +182,7 @@ class EvalStream:
 
     def __iter__(self) -> Iterator[ConceptBatch]:
         for delivery in _load(self._batches, self._steps, self._workers, False):
-            if delivery.batch is None:
+            if delivery.batch is None and delivery.failure is None:
                 self.ledger.add(delivery.read, delivery.skips)
             else:
                 yield _received(delivery, self.ledger)
@@ -199,10 +207,13 @@ class _TrainingBatches:
     def __getitem__(self, step: int) -> _Delivery:
         samples: list[Sample] = []
         skips: list[Skip] = []
+        self._prefetch(step)
         slots = self.order.rank_slice(step, self.rank, self.world)
         for part, epoch, index in slots.triples():
             try:
                 samples.append(self._sample(part, epoch, index, skips))
+            except StorageGone as error:
+                return _Delivery(None, 0, (), str(error))
             except DataError as error:
                 return _Delivery(None, len(samples) + len(skips), tuple(skips), str(error))
         if self.budget is not None:
@@ -211,6 +222,20 @@ class _TrainingBatches:
         batch = collate(samples, self.preparer.tokenizer.pad_id)
         batch.extras["step"] = step
         return _Delivery(batch, len(samples) + len(skips), tuple(skips))
+
+    def _prefetch(self, step: int) -> None:
+        """Asks for the remote shards of a later step, so that they are here when it comes."""
+        for number, source in enumerate(self.sources):
+            corpus = source.corpus
+            if isinstance(corpus, Corpus) and corpus.is_remote:
+                later = self.order.rank_slice(step + self._ahead(number), self.rank, self.world)
+                corpus.prefetch(later.index[later.part == number].tolist())
+
+    def _ahead(self, number: int) -> int:
+        """Steps to half a window further on."""
+        part = self.order.parts[number]
+        rows = (part.block or 1) * part.window
+        return max(1, rows // (2 * part.per_batch))
 
     def _sample(self, part: int, epoch: int, index: int, skips: list[Skip]) -> Sample:
         """The sample at a slot; a bad one gives way to its successors in the corpus."""
@@ -223,6 +248,8 @@ class _TrainingBatches:
             candidate = (index + attempt) % size
             try:
                 return self.preparer(source.corpus, candidate, self.samplings[part], rng, part=part)
+            except StorageGone:
+                raise  # the sample is not to blame, and its neighbours lie there too
             except DataError as error:
                 skips.append(_skip(source.name, candidate, error))
         raise DataError(
@@ -252,6 +279,8 @@ class _EvalBatches:
             masking_rng = keyed_rng("evaluation", self.corpus.fingerprint, index)
             try:
                 samples.append(self.preparer(self.corpus, index, self.sampling, None, masking_rng))
+            except StorageGone as error:
+                return _Delivery(None, 0, (), str(error))
             except DataError as error:
                 skips.append(_skip("evaluation", index, error))
         if not samples:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from wholegrain.data.corpus_manifest import file_sha256
+from wholegrain.data.leak_audit import release_extras
 from wholegrain.errors import CheckpointError, ConfigError, ReleaseError
 from wholegrain.hub.card import Card
 from wholegrain.hub.release import save_release
@@ -38,6 +39,7 @@ from wholegrain.text import Tokenizer
 
 __all__ = ["convert_xvlm", "from_xvlm", "import_xvlm", "read_xvlm"]
 
+_AUDIT = "What the original training saw is told where the file was published."
 _MAX_TOKENS = 40  # the longest text of X-VLM's training
 _SEED = 0  # of fresh heads, so that one file always gives the same release
 _SHOWN = 4
@@ -104,6 +106,7 @@ def import_xvlm(
     extras = {
         "max_tokens": min(_MAX_TOKENS, config.text.max_positions),
         ORIGIN: {"file": path.name, "sha256": report.sha256, "layout": report.layout},
+        **release_extras(_AUDIT),
     }
     card = _card(report, image_size)
     save_release(out, model, tokenizer, card=card, extras=extras, overwrite=overwrite)
@@ -280,7 +283,7 @@ def _card(report: ImportReport, image_size: int | None) -> Card:
             f"(sha256 `{report.sha256}`), by this library's names.\n\n"
             f"```\n{replace(report, path=Path(name))}\n```"
         ),
-        leak_audit="What the original training saw is told where the file was published.",
+        leak_audit=_AUDIT,
         command=" ".join(command),
         limitations=limits,
     )

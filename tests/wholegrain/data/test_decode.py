@@ -11,7 +11,7 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from wholegrain.data.decode import ImageError, check_size, decode_image
+from wholegrain.data.decode import MIN_SIDE_PX, ImageError, check_size, decode_image
 
 RED, GREEN = (200, 30, 40), (20, 180, 60)
 
@@ -81,17 +81,83 @@ def test_grey_images_become_rgb() -> None:
 
 
 def test_sixteen_bits_are_scaled_not_clipped() -> None:
-    values = np.array([[0, 0x4000, 0x8000, 0xFFFF]], dtype=np.uint16)
+    values = np.repeat(np.array([[0, 0x4000, 0x8000, 0xFFFF]], dtype=np.uint16), 8, axis=0)
+    values = np.repeat(values, 2, axis=1)
     pixels = decode_image(_encoded(Image.fromarray(values), "PNG"), "a").pixels
-    assert pixels[0, :, 0].tolist() == [0, 0x40, 0x80, 0xFF]
+    assert pixels[0, ::2, 0].tolist() == [0, 0x40, 0x80, 0xFF]
 
 
 def test_transparency_is_laid_on_white() -> None:
-    clear = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
+    clear = Image.new("RGBA", (9, 9), (255, 0, 0, 0))
     assert (decode_image(_encoded(clear, "PNG"), "a").pixels == 255).all()
-    palette = Image.new("P", (4, 4), 0)
+    palette = Image.new("P", (9, 9), 0)
     data = _encoded(palette, "PNG", transparency=0)
     assert (decode_image(data, "a").pixels == 255).all()
+    half = Image.new("LA", (9, 9), (100, 51))  # grey with alpha: a fifth of it over white
+    pixels = decode_image(_encoded(half, "PNG"), "a").pixels
+    assert pixels.shape == (9, 9, 3) and abs(pixels.astype(int) - 224).max() <= 1
+
+
+def test_ycck_is_read_as_cmyk_is() -> None:
+    cmyk = np.asarray(Image.fromarray(_two_colours()).convert("CMYK"))
+    data = simplejpeg.encode_jpeg(np.ascontiguousarray(255 - cmyk), 95, "CMYK", fastdct=False)
+    assert simplejpeg.decode_jpeg_header(data)[2] == "YCCK"
+    assert _shows_two_colours(decode_image(bytes(data), "a").pixels, 40)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_of_an_animation_the_first_picture_is_taken(kind: str) -> None:
+    first, second = Image.fromarray(_two_colours()), Image.new("RGB", (64, 48), "blue")
+    data = _encoded(first, kind, save_all=True, append_images=[second], quality=95)
+    assert Image.open(io.BytesIO(data)).n_frames == 2
+    decoded = decode_image(data, "a")
+    assert decoded.pixels.shape == (48, 64, 3)
+    assert _shows_two_colours(decoded.pixels)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (MIN_SIDE_PX - 1, 600), (600, MIN_SIDE_PX - 1)])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_what_is_too_small_to_show_anything_is_refused(kind: str, size: tuple[int, int]) -> None:
+    with pytest.raises(ImageError, match=f"{size[0]} x {size[1]} px.*leave it out") as caught:
+        decode_image(_encoded(Image.new("RGB", size), kind), "a")
+    assert caught.value.cause == "too small"
+    decode_image(_encoded(Image.new("RGB", (MIN_SIDE_PX, 600)), kind), "a")
+
+
+def _scans(data: bytes, more: int) -> bytes:
+    """A progressive JPEG whose last scan comes `more` times again."""
+    scan, end = data.rindex(b"\xff\xda"), data.rindex(b"\xff\xd9")
+    return data[:end] + data[scan:end] * more + data[end:]
+
+
+def test_a_jpeg_that_goes_over_its_pixels_again_and_again_is_refused_at_once() -> None:
+    small = _encoded(Image.fromarray(_two_colours()), "JPEG", progressive=True)
+    assert _shows_two_colours(decode_image(_scans(small, 5), "a").pixels, 40)
+    large = _encoded(Image.new("L", (8000, 8000)), "JPEG", progressive=True)
+    for data in (_scans(small, 500), _scans(large, 20), _scans(large, 100_000)):
+        with pytest.raises(ImageError, match="times, which is made to take long") as caught:
+            decode_image(data, "a")
+        assert caught.value.cause == "too large"
+
+
+def _with_chunk(kind: bytes, body: bytes) -> bytes:
+    """A sound PNG with one more chunk before its pixels."""
+    data = _encoded(Image.fromarray(_two_colours()), "PNG")
+    chunk = struct.pack(">I", len(body)) + kind + body
+    return data[:33] + chunk + struct.pack(">I", zlib.crc32(kind + body)) + data[33:]
+
+
+@pytest.mark.parametrize(
+    ("kind", "head"),
+    [(b"zTXt", b"Comment\0\0"), (b"iTXt", b"Comment\0\1\0\0\0"), (b"iCCP", b"profile\0\0")],
+)
+def test_compressed_texts_and_profiles_of_a_png_are_bounded(kind: bytes, head: bytes) -> None:
+    bomb = _with_chunk(kind, head + zlib.compress(bytes(200 << 20)))
+    with pytest.raises(ImageError) as caught:
+        decode_image(bomb, "a")
+    assert caught.value.cause == "too large"
+    small = decode_image(_with_chunk(kind, head + zlib.compress(b"a word")), "a")
+    assert _shows_two_colours(small.pixels)
 
 
 def test_orientation_is_not_applied_since_boxes_refer_to_stored_pixels() -> None:

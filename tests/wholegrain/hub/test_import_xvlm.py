@@ -115,6 +115,7 @@ def test_the_report_and_the_card(tmp_path: Path, vocab: Path) -> None:
     assert info.extras == {
         "max_tokens": 20,
         "imported_from": {"file": path.name, "sha256": report.sha256, "layout": "retrieval"},
+        "leak_audit": "What the original training saw is told where the file was published.",
     }
 
 

@@ -1,0 +1,241 @@
+"""How fast photos become batches, against decoding alone and against a straightforward pipeline.
+
+    python -m benchmarks.data [--photos DIR] [--json FILE]
+
+Each way works on the same photos, in turns in one process on one thread, and is compared by the
+median of its rounds:
+
+- decoding and resizing alone: what no pipeline can do without, in two forms: the whole photo, and
+  the very crop that the pipeline shows;
+- ours: read, decode, crop, resize, augment, tokenise, mask, collate;
+- straightforward: webdataset, Pillow, torchvision's crop and RandAugment, a float image normalised
+  in the worker, one text tokenised and padded.
+
+Then the gain of shards whose photos were made smaller at conversion, loader workers from one to as
+many as there are cores, and the share of time that training of the tiny model waits for data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.data_corpora import make_corpora, make_tokenizer
+from benchmarks.data_plain import plain_batches
+from benchmarks.data_wait import wait_shares
+from benchmarks.machine import facts
+from wholegrain.data.augment import Augment, AugmentConfig, squeeze
+from wholegrain.data.corpus import Corpus
+from wholegrain.data.decode import decode_image
+from wholegrain.data.masking import MaskingConfig
+from wholegrain.data.sampling import ConceptSampling, usable_regions
+from wholegrain.data.stream import Source, Stream
+from wholegrain.data.views import corners_of
+from wholegrain.text import Tokenizer
+
+RESOLUTION = 224
+BATCH = 32
+OURS = AugmentConfig(resolution=RESOLUTION, mode="crop", min_scale=0.2, flip="swap", colour=0.3)
+XVLM = AugmentConfig(
+    resolution=RESOLUTION, mode="xvlm", flip="blind", colour=0.0, randaugment_ops=2
+)
+SAMPLING = ConceptSampling(captions_per_image=1, max_regions=4, max_objects=4, max_concepts=5)
+
+
+@dataclass
+class Way:
+    """Something that works through photos; `run` returns how many."""
+
+    name: str
+    run: Callable[[], int]
+
+
+def decode_whole(corpus: Corpus) -> Callable[[], int]:
+    """The whole photo, decoded at the smallest scale that fills the square, and resized."""
+
+    def run() -> int:
+        for number in range(len(corpus)):
+            data = corpus.image_bytes(number)
+            record_size = sizes[number]
+            least = min(RESOLUTION, *record_size)
+            squeeze(decode_image(data, "", least).pixels, RESOLUTION)
+        return len(corpus)
+
+    sizes = [(r.width, r.height) for r in map(corpus.record, range(len(corpus)))]
+    return run
+
+
+def decode_views(corpus: Corpus, config: AugmentConfig) -> Callable[[], int]:
+    """The crops that the pipeline draws, decoded at the scale that each needs, and resized."""
+    import numpy as np
+
+    augment = Augment(config)
+    rng = np.random.default_rng(0)
+    views = []
+    for number in range(len(corpus)):
+        record = corpus.record(number)
+        usable = usable_regions(record, SAMPLING)
+        keep = corners_of(record.regions[usable[0]].box) if usable else None
+        views.append(augment.choose_view(record.width, record.height, keep, False, rng))
+    sizes = [(r.width, r.height) for r in map(corpus.record, range(len(corpus)))]
+
+    def run() -> int:
+        for number, (view, (width, height)) in enumerate(zip(views, sizes, strict=True)):
+            least = view.min_side(width, height, RESOLUTION)
+            decoded = decode_image(corpus.image_bytes(number), "", least)
+            rows, columns = decoded.pixels.shape[:2]
+            x, y = columns / width, rows / height
+            top, left = int(view.top * y), int(view.left * x)
+            bottom, right = round((view.top + view.height) * y), round((view.left + view.width) * x)
+            squeeze(decoded.pixels[top:bottom, left:right], RESOLUTION)
+        return len(views)
+
+    return run
+
+
+def make_stream(
+    corpus: Corpus, tokenizer: Tokenizer, config: AugmentConfig, steps: range, workers: int = 0
+) -> Stream:
+    """The pipeline of a training run."""
+    return Stream(
+        [Source("photos", corpus, BATCH)],
+        seed=0,
+        tokenizer=tokenizer,
+        augment=config,
+        sampling=SAMPLING,
+        masking=MaskingConfig(),
+        start_step=steps.start,
+        stop_step=steps.stop,
+        workers=workers,
+    )
+
+
+def ours(corpus: Corpus, tokenizer: Tokenizer, config: AugmentConfig) -> Callable[[], int]:
+    """An epoch of our pipeline, another one at each call."""
+    stream = make_stream(corpus, tokenizer, config, range(10**6))
+    steps = iter(range(10**6))
+    count = len(corpus) // BATCH
+
+    def run() -> int:
+        return sum(stream.batch(next(steps)).num_images for _ in range(count))
+
+    return run
+
+
+def straightforward(corpus: Corpus, tokenizer: Tokenizer) -> Callable[[], int]:
+    """An epoch of the pipeline that a user would write."""
+
+    def batches() -> Iterator[int]:
+        while True:
+            yield from plain_batches(corpus, tokenizer, RESOLUTION, BATCH)
+
+    count = len(corpus) // BATCH
+    endless = batches()
+    return lambda: sum(next(endless) for _ in range(count))
+
+
+def compare(ways: Sequence[Way], rounds: int) -> dict[str, float]:
+    """Photos a second of each way: medians over rounds in which all have their turn."""
+    times: dict[str, list[float]] = {way.name: [] for way in ways}
+    for number in range(rounds + 1):
+        for way in ways:
+            began = time.perf_counter()
+            count = way.run()
+            if number:  # the first round fills caches
+                times[way.name].append((time.perf_counter() - began) / count)
+    return {name: 1 / statistics.median(found) for name, found in times.items()}
+
+
+def scaling(corpus: Corpus, tokenizer: Tokenizer, cores: int, seconds: float) -> dict[int, float]:
+    """Photos a second with one worker to one a core, for a consumer that takes no time."""
+    found = {}
+    for workers in range(1, cores + 1):
+        stream = iter(make_stream(corpus, tokenizer, OURS, range(10**6), workers))
+        for _ in range(2 * workers):
+            next(stream)
+        began, count = time.perf_counter(), 0
+        while time.perf_counter() - began < seconds:
+            count += next(stream).num_images
+        found[workers] = count / (time.perf_counter() - began)
+        stream.close()  # type: ignore[attr-defined]
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--photos", type=Path, help="COCO layout: images/, captions, instances")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--seconds", type=float, default=8.0, help="of each measure with workers")
+    parser.add_argument("--max-side", type=int, nargs="*", default=[384, 256])
+    parser.add_argument("--no-wait", action="store_true", help="leave out the training run")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    figures: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as place:
+        corpora = make_corpora(Path(place), args.photos, args.max_side)
+        whole = Corpus.open(corpora["as stored"])
+        tokenizer = make_tokenizer(whole)
+        ways = [
+            Way("decode + resize, whole photo", decode_whole(whole)),
+            Way("decode + resize, the crops", decode_views(whole, OURS)),
+            Way("decode + resize, X-VLM's crops", decode_views(whole, XVLM)),
+            Way("ours", ours(whole, tokenizer, OURS)),
+            Way("ours, X-VLM's augmentation", ours(whole, tokenizer, XVLM)),
+            Way("straightforward", straightforward(whole, tokenizer)),
+        ]
+        smaller = {name: path for name, path in corpora.items() if name != "as stored"}
+        ways += [
+            Way(f"ours, {n}", ours(Corpus.open(p), tokenizer, OURS)) for n, p in smaller.items()
+        ]
+        figures["photos"] = {"count": len(whole), "bytes": whole.shards.total_bytes}
+        figures["bytes"] = {n: Corpus.open(p).shards.total_bytes for n, p in corpora.items()}
+        figures["photos_per_s"] = found = compare(ways, args.rounds)
+        figures["ratios"] = {
+            "ours / decode + resize of the crops": found["ours"] / found[ways[1].name],
+            "ours / decode + resize of the whole photo": found["ours"] / found[ways[0].name],
+            "X-VLM's augmentation / decode + resize of its crops": found[ways[4].name]
+            / found[ways[2].name],
+            "ours / straightforward": found["ours"] / found["straightforward"],
+            "X-VLM's augmentation / straightforward": found[ways[4].name]
+            / found["straightforward"],
+            **{f"{name} / as stored": found[f"ours, {name}"] / found["ours"] for name in smaller},
+        }
+        workers = scaling(whole, tokenizer, os.cpu_count() or 1, args.seconds)
+        figures["photos_per_s_by_workers"] = workers
+        if not args.no_wait:
+            figures["training"] = wait_shares(Path(place), corpora, args.seconds)
+    show(figures)
+    if args.json:
+        report = {"machine": facts(torch.device("cpu")), "figures": figures}
+        args.json.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    return 0
+
+
+def show(figures: dict[str, Any]) -> None:
+    """The figures as tables."""
+    console = Console()
+    for title, values in figures.items():
+        table = Table(title=title.replace("_", " "), title_justify="left", show_header=False)
+        for name, value in values.items():
+            cells = value.values() if isinstance(value, dict) else [value]
+            shown = [f"{v:,.3f}" if isinstance(v, float) and v < 10 else f"{v:,.0f}" for v in cells]
+            table.add_row(str(name), *shown)
+        console.print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
