@@ -10,12 +10,15 @@ from collections.abc import Sequence
 from wholegrain.errors import run_cli
 
 VERBS = {
+    "fetch": ("data_tools.fetch", "get a published data set's files, verified"),
     "convert": ("data_tools.convert", "turn a published data set into a corpus of shards"),
     "index": ("data_tools.index", "index plain WebDataset tars, or renew a corpus's index"),
+    "audit": ("data_tools.audit", "look for evaluation photos in corpora"),
     "lint": ("data_tools.lint", "check a corpus: checksums, images, records"),
     "info": ("data_tools.info", "print what a corpus holds"),
     "stats": ("data_tools.stats", "print how texts, boxes and images are distributed"),
     "preview": ("data_tools.preview", "write an HTML page with boxes drawn on photos"),
+    "augmentations": ("data_tools.augmentations", "write an HTML page of augmented photos"),
     "scenes": ("data_tools.scenes.cli", "render the embedded corpus"),
 }
 

@@ -1,72 +1,53 @@
 """``convert SOURCE --out DIR``: a published data set to a corpus of shards.
 
-Read, prepare, write: the source yields drafts in order, threads read and check the photos (file
-reading and JPEG decoding leave the interpreter lock alone), the writer appends in the same order,
-so the shards are the same bytes whatever ``--workers`` says.
+The result depends on the source and the options alone: it is the same, byte for byte, whatever the
+number of processes and tasks, and however often they were killed on the way. The conversion is cut
+into parts, which gather in ``DIR.work``; the same command goes on where it was stopped. Once all
+parts are there, they are merged and ``DIR.work`` becomes ``DIR``. Memory does not grow with the
+number of photos, apart from the annotations that a source holds (and a few kilobytes a part, to
+merge).
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
-import json
 import os
 from collections import Counter
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from data_tools.arguments import positive, share
-from data_tools.prepare import Ready, prepare
+from data_tools.converting.judge import Judge
+from data_tools.converting.merge import SKIPPED, merge
+from data_tools.converting.meter import Meter
+from data_tools.converting.plan import ConvertOptions, Plan, task
+from data_tools.converting.pool import Watch, write_parts
+from data_tools.converting.work import LOCK, WorkFolder
 from data_tools.sources import SOURCES
-from data_tools.sources.base import Bad, Draft, Source
+from data_tools.sources.base import Source
 from data_tools.tables import counts_table
-from data_tools.threads import ordered_map
 from wholegrain.data.corpus_manifest import MANIFEST, read_manifest
-from wholegrain.data.shard import ShardWriter
-from wholegrain.errors import DataError, RecordError
-
-SKIPPED = "skipped.jsonl"
-
-# Counts as different input when the meaning of what converters write changes.
-_CONVERTER_VERSION = 1
-# A source of unknown length is judged on the run so far once that many samples were seen.
-_ENOUGH_SEEN = 10_000
-
-
-@dataclass(frozen=True, slots=True)
-class ConvertOptions:
-    """What ``convert`` takes beside the source's own options.
-
-    ``max_bad`` is the share of bad samples above which the conversion fails.
-    """
-
-    out: Path
-    overwrite: bool = False
-    shard_size: int = 1000
-    max_side: int | None = None
-    workers: int = 0
-    limit: int | None = None
-    max_bad: float = 0.01
-    name: str | None = None
+from wholegrain.data.shard_folder import check_free, sweep
+from wholegrain.data.shard_table import SHARDS, ShardTable
+from wholegrain.errors import ConfigError, DataError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare one subcommand a source."""
     common = argparse.ArgumentParser(add_help=False)
-    group = common.add_argument_group("output")
+    _add_output(common.add_argument_group("output"))
+    _add_work(common.add_argument_group("work"))
+    names = parser.add_subparsers(dest="source", required=True, metavar="SOURCE")
+    for name, module in SOURCES.items():
+        first = (module.__doc__ or "").strip().splitlines()[0]
+        summary = getattr(module, "SUMMARIES", {}).get(name, first)
+        source = names.add_parser(name, parents=[common], help=summary, description=summary)
+        module.add_arguments(source)
+
+
+def _add_output(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--out", type=Path, required=True, help="corpus folder to make")
     group.add_argument("--name", help="name of the corpus (default: the source's)")
     group.add_argument("--overwrite", action="store_true", help="replace an existing corpus")
@@ -76,10 +57,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--max-side", type=positive, help="reduce photos to at most this many px a side"
     )
-    group.add_argument(
-        "--workers", type=positive, help="threads that read photos (default: one a core)"
-    )
     group.add_argument("--limit", type=positive, help="stop after this many samples")
+    group.add_argument(
+        "--exclude", type=Path, metavar="FILE", help="leave out the photos that an audit lists"
+    )
     group.add_argument(
         "--max-bad",
         type=share,
@@ -87,195 +68,182 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="fail above this share of bad samples, such as 1%% or 0.01 (default: 1%%)",
     )
-    names = parser.add_subparsers(dest="source", required=True, metavar="SOURCE")
-    for name, module in SOURCES.items():
-        summary = (module.__doc__ or "").strip().splitlines()[0]
-        source = names.add_parser(name, parents=[common], help=summary, description=summary)
-        module.add_arguments(source)
+    group.add_argument(
+        "--strict-counts",
+        action="store_true",
+        help="exit with 1 if the counts are not the published ones",
+    )
+
+
+def _add_work(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--processes",
+        "--workers",
+        type=positive,
+        help="processes that read photos (default: one a core)",
+    )
+    group.add_argument(
+        "--task",
+        type=task,
+        metavar="I/N",
+        help="write every N-th part, from the I-th (1 to N); whichever task finds all parts "
+        "complete merges them",
+    )
+    group.add_argument(
+        "--restart", action="store_true", help="begin anew: forget the parts of earlier runs"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the verb; 0 also when there is nothing to do."""
+    """Run the verb; 0 also when there is nothing to do, 1 for other counts than the published."""
     options = ConvertOptions(
         out=args.out,
         overwrite=args.overwrite,
+        restart=args.restart,
         shard_size=args.shard_size,
         max_side=args.max_side,
-        workers=args.workers or os.cpu_count() or 1,
+        processes=args.processes or len(os.sched_getaffinity(0)),
         limit=args.limit,
         max_bad=args.max_bad,
         name=args.name,
+        exclude=args.exclude,
+        strict_counts=args.strict_counts,
+        task=args.task,
     )
+    if options.restart and options.task:
+        raise ConfigError(
+            "--restart: with --task each task would remove the work of the others; remove "
+            f"{options.out}.work before the tasks are started"
+        )
     console = Console()
-    source = SOURCES[args.source].open_source(args)
-    if is_up_to_date(source, options):
+    plan = make_plan(SOURCES[args.source].open_source(args), options)
+    manifest = finished(plan)
+    if manifest is not None:
         _say(console, f"{options.out}: up to date")
-        return 0
-    result = convert(source, options, console)
-    console.print(counts_table(result.manifest, skipped=result.skipped, left_out=source.left_out))
-    _say(console, f"corpus: {options.out}")
-    if result.skipped:
-        _say(console, f"skipped samples are listed in {options.out / SKIPPED}")
-    return 0
+    else:
+        manifest = convert(plan, console)
+        if manifest is None:
+            return 0
+        _show(console, manifest, options.out)
+    compared = manifest["source"].get("published") or {"differences": []}
+    return 1 if options.strict_counts and compared["differences"] else 0
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
-    """``manifest`` as written; ``skipped`` counts bad samples by cause."""
+def make_plan(source: Source, options: ConvertOptions) -> Plan:
+    """The plan of a conversion; reads the list of photos to exclude, if there is one."""
+    if options.exclude is None:
+        return Plan(source, options)
+    from data_tools.exclusion import Exclusion
 
-    manifest: dict[str, Any]
-    skipped: Counter[str]
+    return Plan(source, options, Exclusion.load(options.exclude))
 
 
-def is_up_to_date(source: Source, options: ConvertOptions) -> bool:
-    """Whether ``out`` holds a whole corpus of the same inputs and options.
+def finished(plan: Plan) -> dict[str, Any] | None:
+    """The manifest of OUT if it is a whole corpus of this very plan.
 
-    False where there is none, or where it is to be written anew: ``overwrite`` is how a damaged
-    corpus is mended. DataError if ``out`` holds another corpus, or this one with a shard missing.
+    None where there is none, or where it is to be written anew: ``overwrite`` is how a damaged
+    corpus is mended. (With ``task`` it is not: the tasks that come last would begin again.)
+    DataError if OUT holds another corpus, or this one with a shard missing.
     """
-    out = options.out
-    if options.overwrite or not (out / MANIFEST).is_file():
-        return False  # the writer decides what may become of whatever is there
-    manifest = read_manifest(out)
-    if manifest["source"].get("key") != _key(source, options):
+    options, out = plan.options, plan.options.out
+    anew = options.overwrite and options.task is None
+    if anew or not (out / MANIFEST).is_file():
+        return None  # what may become of whatever is there is decided later
+    try:
+        manifest = read_manifest(out)
+    except DataError:
+        if options.overwrite:
+            return None
+        raise
+    if manifest["source"].get("key") != plan.key:
+        if options.overwrite:
+            return None
         raise DataError(
             f"{out}: holds a corpus of other inputs or options; pass --overwrite to replace it, "
             "or another --out"
         )
-    for shard in manifest["shards"]:
-        path = out / shard["file"]
-        if not path.is_file() or path.stat().st_size != shard["bytes"]:
-            raise DataError(f"{path}: missing or of another size; pass --overwrite to write anew")
-    return True
+    remedy = "pass --overwrite to write anew" if options.task is None else "remove the folder"
+    for shard in ShardTable.open(out / SHARDS):
+        path = out / shard.file
+        if not path.is_file() or path.stat().st_size != shard.bytes:
+            raise DataError(f"{path}: missing or of another size; {remedy}")
+    (out / LOCK).unlink(missing_ok=True)  # of a merge that was killed in its last step
+    return manifest
 
 
-def convert(source: Source, options: ConvertOptions, console: Console) -> Result:
-    """Write the corpus, or nothing. DataError if too many samples are bad, or all."""
-    description: dict[str, Any] = {
-        "name": options.name or source.name,
-        "converter": source.name,
-        "key": _key(source, options),
-        "inputs": source.description,
-        "options": _deciding(options),
-    }
-    judge = _Judge(options, _total(source, options))
-    drafts = itertools.islice(source.samples, options.limit)
-    work = partial(_prepare, max_side=options.max_side)
-    writer = ShardWriter(
-        options.out,
-        source=description,
-        max_samples=options.shard_size,
-        overwrite=options.overwrite,
-    )
-    with _progress(console) as bar, writer:
-        task = bar.add_task(source.name, total=judge.total, bad="")
-        for item in ordered_map(work, drafts, options.workers):
-            bad = item if isinstance(item, Bad) else _write(writer, item)
-            judge.saw(bad)
-            bar.update(task, advance=1, bad=f"{len(judge.bad)} skipped" if judge.bad else "")
-        judge.finish()
-        # The writer keeps this very dict and writes it last.
-        description["skipped"] = dict(judge.causes())
-        description["left_out"] = dict(+source.left_out)
-    _write_skipped(options.out, judge.bad)
-    return Result(writer.manifest, judge.causes())
+def convert(plan: Plan, console: Console) -> dict[str, Any] | None:
+    """Write this run's parts and, once all are there, the corpus.
+
+    Returns:
+        The manifest; None if other tasks have parts to write yet.
+
+    Raises:
+        DataError: too many samples are bad, or all; OUT is taken. OUT is as it was then, and the
+            parts that are complete are kept.
+    """
+    options = plan.options
+    work = WorkFolder(plan)
+    if options.restart:
+        work.discard()
+    with work.shared():
+        if (manifest := _taken(plan, work)) is not None:  # another run was faster
+            return manifest
+        work.open_plan()
+        if not work.assembled():
+            _write(plan, work, console)
+            missing = plan.parts - work.complete_parts()
+            if missing and options.task:
+                _say(console, f"task {options.task}: all its parts are complete")
+                _say(console, f"{options.out}: {missing} of {plan.parts} parts are still missing")
+                return None
+    try:
+        with console.status("merging"), work.alone(patient=options.task is None) as there:
+            # Where it is gone, another run has merged.
+            return merge(plan, work) if there else read_manifest(options.out)
+    except BlockingIOError:
+        _say(console, f"{work.path}: complete; the task that is still at work there will merge")
+        return None
 
 
-class _Judge:
-    """Keeps the bad samples and stops the run as soon as there are too many."""
+def _taken(plan: Plan, work: WorkFolder) -> dict[str, Any] | None:
+    """The manifest if OUT is this very corpus by now; DataError if it is another's."""
+    manifest = None
+    try:
+        sweep(Path(os.path.abspath(plan.options.out)))
+        manifest = finished(plan)
+        if manifest is None:
+            check_free(plan.options.out, overwrite=plan.options.overwrite, marker=MANIFEST)
+    except DataError:
+        work.drop_if_new()
+        raise
+    if manifest is not None:
+        work.drop_if_new()
+    return manifest
 
-    def __init__(self, options: ConvertOptions, total: int | None) -> None:
-        self.options, self.total = options, total
-        self.seen = 0
-        self.bad: list[Bad] = []
 
-    def saw(self, bad: Bad | None) -> None:
-        self.seen += 1
-        if bad is None:
-            return
-        self.bad.append(bad)
-        if self.total is not None:
-            self._check(self.total)
-        elif self.seen >= _ENOUGH_SEEN:
-            self._check(self.seen)
+def _write(plan: Plan, work: WorkFolder, console: Console) -> None:
+    parts = plan.own_parts()
+    judge = Judge(plan.options.out, plan.options.max_bad, plan.total)
+    meter = Meter(console, plan.name, plan.samples(parts), len(parts))
+    with meter:
+        watch = Watch(work.path, judge, meter)
+        write_parts(plan, work.path, parts, plan.options.processes, watch)
 
-    def finish(self) -> None:
-        if not self.seen:
-            raise DataError(f"{self.options.out}: the source holds no sample; nothing is written")
-        self._check(self.seen)
 
-    def causes(self) -> Counter[str]:
-        return Counter(bad.cause for bad in self.bad)
-
-    def _check(self, total: int) -> None:
-        if len(self.bad) <= self.options.max_bad * total:
-            return
-        counted = ", ".join(f"{count} x {cause}" for cause, count in self.causes().most_common())
-        firsts = {bad.cause: bad.detail for bad in reversed(self.bad)}
-        examples = "".join(f"\n  {detail}" for detail in itertools.islice(firsts.values(), 5))
-        raise DataError(
-            f"{len(self.bad)} of {self.seen} samples are bad ({counted}), more than "
-            f"{self.options.max_bad:.1%} of {total}; nothing is written. Mend the source, or raise "
-            f"--max-bad. For instance:{examples}"
-        )
+def _show(console: Console, manifest: dict[str, Any], out: Path) -> None:
+    source = manifest["source"]
+    skipped, left_out = (Counter(source[name]) for name in ("skipped", "left_out"))
+    console.print(counts_table(manifest, skipped=skipped, left_out=left_out))
+    if (compared := source.get("published")) is not None:
+        if not compared["differences"]:
+            _say(console, f"counts: as published ({compared['set']})")
+        for line in compared["differences"]:
+            _say(console, f"counts: {line}")
+    _say(console, f"corpus: {out}")
+    if skipped:
+        _say(console, f"skipped samples are listed in {out / SKIPPED}")
 
 
 def _say(console: Console, line: str) -> None:
     """A line with a path in it: neither markup nor to be broken."""
     console.print(line, markup=False, soft_wrap=True)
-
-
-def _prepare(item: Draft | Bad, max_side: int | None) -> Ready | Bad:
-    return item if isinstance(item, Bad) else prepare(item, max_side)
-
-
-def _write(writer: ShardWriter, ready: Ready) -> Bad | None:
-    try:
-        writer.write(ready.record, ready.image, ready.kind)
-    except RecordError as error:
-        return Bad(ready.record.id, f"record: {error.field}", str(error))
-    return None
-
-
-def _write_skipped(out: Path, listed: list[Bad]) -> None:
-    if not listed:
-        return
-    aside = out / f".{SKIPPED}.partial-{os.getpid()}"
-    with aside.open("w", encoding="utf-8") as file:
-        for bad in listed:
-            line = {"id": bad.id, "cause": bad.cause, "detail": bad.detail}
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-    aside.replace(out / SKIPPED)
-
-
-def _deciding(options: ConvertOptions) -> dict[str, Any]:
-    """The options that change what is written; ``workers`` and ``max_bad`` do not."""
-    return {
-        "shard_size": options.shard_size,
-        "max_side": options.max_side,
-        "limit": options.limit,
-        "name": options.name,
-    }
-
-
-def _key(source: Source, options: ConvertOptions) -> str:
-    return source.key(version=_CONVERTER_VERSION, options=_deciding(options))
-
-
-def _total(source: Source, options: ConvertOptions) -> int | None:
-    if source.total is None or options.limit is None:
-        return source.total
-    return min(source.total, options.limit)
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[bad]}", style="yellow"),
-        console=console,
-    )

@@ -2,7 +2,7 @@
 
 Every byte against the checksums, every record against the schema, every photo decoded (or, with
 ``--headers``, its header alone), and the index against the tars. Problems are printed with file
-and member; the exit status is 1 when there is any.
+and member, and counted by cause; the exit status is 1 when there is any.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import argparse
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -22,10 +23,11 @@ from rich.progress import track
 from data_tools.arguments import positive
 from data_tools.threads import ordered_map
 from wholegrain.data.corpus import Corpus
-from wholegrain.data.decode import MAX_PIXELS, decode_image
+from wholegrain.data.decode import ImageError, check_frame, decode_image
+from wholegrain.data.index_file import id_hash
 from wholegrain.data.record import Record
-from wholegrain.data.shard_image import probe_image
-from wholegrain.errors import DataError
+from wholegrain.data.shard_image import ImageKind, probe_image
+from wholegrain.errors import DataError, RecordError
 
 _LISTED = 100
 
@@ -38,11 +40,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=positive, help="threads (default: one a core)")
 
 
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One fault; ``cause`` is a short fixed phrase, so that it counts, ``detail`` names place."""
+
+    cause: str
+    detail: str
+
+
 def run(args: argparse.Namespace) -> int:
     """Run the verb; 1 if the corpus has a problem."""
     console = Console()
     corpus = Corpus.open(args.corpus)
-    found = 0
+    causes: Counter[str] = Counter()
     for problem in problems(
         corpus,
         sample=args.sample,
@@ -50,13 +60,18 @@ def run(args: argparse.Namespace) -> int:
         workers=args.workers or os.cpu_count() or 1,
         console=console,
     ):
-        found += 1
-        if found <= _LISTED:
-            console.print(f"[red]{escape(problem)}[/red]", highlight=False, soft_wrap=True)
+        causes[problem.cause] += 1
+        if causes.total() <= _LISTED:
+            line = escape(problem.detail)
+            console.print(f"[red]{line}[/red]", highlight=False, soft_wrap=True)
+    found = causes.total()
     if found > _LISTED:
         console.print(f"and {found - _LISTED} more")
     checked = min(args.sample or len(corpus), len(corpus))
-    verdict = f"{found} problem{'s' * (found != 1)}" if found else "no problem"
+    verdict = "no problem"
+    if found:
+        counted = ", ".join(f"{count} x {cause}" for cause, count in causes.most_common())
+        verdict = f"{found} problem{'s' * (found != 1)} ({counted})"
     console.print(
         f"{args.corpus}: {checked:,} of {len(corpus):,} samples checked, {verdict}",
         markup=False,
@@ -72,8 +87,8 @@ def problems(
     headers: bool = False,
     workers: int = 1,
     console: Console | None = None,
-) -> Iterator[str]:
-    """Yield each problem of a whole corpus as a line that names file and sample.
+) -> Iterator[Problem]:
+    """Yield each problem of a whole corpus.
 
     Args:
         sample: check that many samples, evenly spread; None checks all. Checksums are always
@@ -84,58 +99,79 @@ def problems(
         with (console or Console(quiet=True)).status("checksums"):
             corpus.verify()
     except DataError as error:
-        yield str(error)
+        yield Problem("checksum", str(error))
     count = len(corpus)
-    chosen = range(count)
+    chosen: Sequence[int] = range(count)
     if sample is not None and sample < count:
         chosen = np.linspace(0, count - 1, sample).astype(int).tolist()
-    check = partial(_check, corpus, headers=headers)
+    check = partial(_check, corpus, corpus.index, headers=headers)
     results = ordered_map(check, chosen, workers)
     tally: Counter[str] = Counter()
-    ids: set[tuple[str, str]] = set()
+    ids: set[int] = set()  # hashes: the ids themselves would take five times as much
     quiet = console is None
     for number, result in zip(
         chosen, track(results, "samples", len(chosen), console=console, disable=quiet), strict=True
     ):
-        if isinstance(result, str):
+        if isinstance(result, Problem):
             yield result
             continue
-        if (result.split, result.id) in ids:
-            yield (
-                f"{corpus.path}: sample {number}: id {result.id!r} occurs twice in split "
-                f"{result.split!r}; convert again"
+        split, identity = result
+        if identity in ids:
+            yield Problem(
+                "id twice",
+                f"{corpus.path}: sample {number}: its id occurs twice in split {split!r}; convert "
+                "again",
             )
-        ids.add((result.split, result.id))
-        tally[result.split] += 1
+        ids.add(identity)
+        tally[split] += 1
     if len(tally) and sum(tally.values()) == count and dict(tally) != corpus.splits:
-        yield (
+        yield Problem(
+            "index",
             f"{corpus.path}: the records have splits {dict(tally)}, the manifest {corpus.splits}; "
-            "run `python -m data_tools index`"
+            "run `python -m data_tools index`",
         )
 
 
-def _check(corpus: Corpus, number: int, *, headers: bool) -> Record | str:
-    """The sample's record if all is well, else what is wrong with it."""
+def _check(
+    corpus: Corpus, index: np.ndarray, number: int, *, headers: bool
+) -> tuple[str, int] | Problem:
+    """The sample's split and the hash of its id in it if all is well, else what is wrong."""
+    row = index[number]
+    where = f"{corpus.path}: sample {number}"
     try:
+        where = f"{corpus.shard_name(number)}: sample {number}"
         record = corpus.record(number)
+        where = f"{where} ({record.id})"
         data = corpus.image_bytes(number)
-        row = corpus.index[number]
-        shard = corpus.manifest["shards"][row["shard"]]["file"]
-        where = f"{corpus.path / shard}: sample {number} ({record.id})"
-        header = probe_image(data, where)
-        if header.width * header.height > MAX_PIXELS:
-            return f"{where}: {header.width} x {header.height} px, above the limit of {MAX_PIXELS}"
-        if header.kind != corpus.image_kind(number):
-            return f"{where}: named .{corpus.image_kind(number)}, but it is {header.kind}"
-        if (header.width, header.height) != (record.width, record.height):
-            return (
-                f"{where}: {header.width} x {header.height} px, "
-                f"the record says {record.width} x {record.height}"
-            )
+        if fault := _fault_of_photo(record, data, corpus.image_kind(number), where):
+            return fault
         if (row["captions"], row["regions"]) != (len(record.captions), len(record.regions)):
-            return f"{where}: the index has other counts; run `python -m data_tools index`"
+            return Problem(
+                "index", f"{where}: the index has other counts; run `python -m data_tools index`"
+            )
         if not headers:
             decode_image(data, where)
+    except ImageError as error:
+        return Problem(f"image: {error.cause}", str(error))
+    except RecordError as error:
+        return Problem("record", str(error))
     except DataError as error:
-        return str(error)
-    return record
+        return Problem("unreadable", str(error))
+    return record.split, id_hash(f"{record.split}\n{record.id}")
+
+
+def _fault_of_photo(record: Record, data: bytes, named: ImageKind, where: str) -> Problem | None:
+    try:
+        header = probe_image(data, where)
+    except DataError as error:
+        return Problem("image: not an image", str(error))
+    check_frame(header.width, header.height, where)
+    if header.kind != named:
+        return Problem("image: wrong name", f"{where}: named .{named}, but it is {header.kind}")
+    if (header.width, header.height) != (record.width, record.height):
+        return Problem(
+            "image: wrong size",
+            f"{where}: {header.width} x {header.height} px, "
+            f"the record says {record.width} x {record.height}",
+        )
+    return None

@@ -5,19 +5,26 @@ from __future__ import annotations
 import dataclasses
 import io
 import re
+import threading
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_tools.mend import mend
 from data_tools.sources.base import Bad, Draft
-from wholegrain.data.decode import Decoded, ImageError, decode_image
+from wholegrain.data.decode import MIN_SIDE_PX, Decoded, ImageError, decode_image
 from wholegrain.data.record import Box, Record, Region, parse_record
-from wholegrain.data.shard_image import ImageKind, image_kind
-from wholegrain.errors import RecordError
+from wholegrain.data.record_parse import MAX_ITEMS
+from wholegrain.data.shard_image import MAX_IMAGE_BYTES, ImageKind, probe_image
+from wholegrain.errors import DataError, RecordError
 
 FILE_LIMIT = 256 << 20
 """Largest photo read, in bytes."""
 
 JPEG_QUALITY = 92
+
+# Threads prepare photos side by side, and adding to a counter is not one step.
+_COUNTING = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +36,19 @@ class Ready:
     kind: ImageKind
 
 
-def prepare(draft: Draft, max_side: int | None = None) -> Ready | Bad:
-    """Check one draft against its photo.
+def prepare(
+    draft: Draft, max_side: int | None = None, left_out: Counter[str] | None = None
+) -> Ready | Bad:
+    """Check one draft against its photo, and mend its boxes and texts (:func:`mend`).
 
     The photo is decoded in full: truncation shows nowhere else, and once here is cheaper than in
     every epoch. It is stored byte for byte as it came unless a side exceeds ``max_side`` px; then
     it is reduced and written as JPEG, and the boxes are scaled by the exact ratio of the sizes.
+    The pixels keep the order in which the file stores them: an EXIF orientation is neither applied
+    (boxes refer to the pixels as stored) nor kept in a reduced photo.
+
+    Args:
+        left_out: counts what was mended in samples that are ready; safe to share among threads.
     """
     try:
         data = _read(draft)
@@ -53,15 +67,31 @@ def prepare(draft: Draft, max_side: int | None = None) -> Ready | Bad:
             f"{_place(draft)}: {size[0]} x {size[1]} px, but {draft.where} says "
             f"{draft.size[0]} x {draft.size[1]}, so its boxes would be wrong",
         )
+    mended: Counter[str] = Counter()
     try:
-        record = _checked(draft, size)
+        record = _checked(mend(draft, size, mended), size)
     except RecordError as error:
         return Bad(draft.id, _cause(error.field), str(error))
-    if max_side is not None and max(size) > max_side:
-        return _reduced(record, decoded, max_side)
-    # By its bytes: the names of photos lie too often. What was decoded is one of the three.
-    kind = image_kind(data)
-    assert kind is not None, draft.id
+    ready = _stored(draft, data, decoded, record, max_side)
+    if left_out is not None and mended and isinstance(ready, Ready):
+        with _COUNTING:
+            left_out.update(mended)
+    return ready
+
+
+def _stored(
+    draft: Draft, data: bytes, decoded: Decoded, record: Record, max_side: int | None
+) -> Ready | Bad:
+    if max_side is not None and max(record.width, record.height) > max_side:
+        return _reduced(draft, record, decoded, max_side)
+    if len(data) > MAX_IMAGE_BYTES:
+        detail = f"{_place(draft)}: {len(data)} bytes, more than {MAX_IMAGE_BYTES}; pass --max-side"
+        return Bad(draft.id, "image: too large", detail)
+    try:
+        # By its bytes: the names of photos lie too often.
+        kind = probe_image(data, _place(draft)).kind
+    except DataError as error:  # of a header that decoders forgive and an index cannot read
+        return Bad(draft.id, "image: truncated", str(error))
     return Ready(record, data, kind)
 
 
@@ -79,6 +109,9 @@ def _place(draft: Draft) -> str:
 
 
 def _checked(draft: Draft, size: tuple[int, int]) -> Record:
+    if len(draft.regions) > MAX_ITEMS:  # a million of them would be copied first
+        remedy = f"a list holds at most {MAX_ITEMS} items"
+        raise RecordError(draft.where, "regions", len(draft.regions), remedy)
     record = Record(
         id=draft.id,
         source=draft.source,
@@ -88,6 +121,8 @@ def _checked(draft: Draft, size: tuple[int, int]) -> Record:
         captions=draft.captions,
         regions=draft.regions,
         license=draft.license,
+        photo=draft.photo,
+        absent=draft.absent,
     )
     # As a dict rather than JSON: the field at fault is then named even where it is NaN.
     return parse_record(dataclasses.asdict(record), draft.where)
@@ -98,11 +133,17 @@ def _cause(field: str) -> str:
     return "record: " + re.sub(r"\[\d+\]", "[]", field)
 
 
-def _reduced(record: Record, decoded: Decoded, max_side: int) -> Ready:
+def _reduced(draft: Draft, record: Record, decoded: Decoded, max_side: int) -> Ready | Bad:
     from PIL import Image
 
     ratio = max_side / max(record.width, record.height)
-    width, height = (max(1, round(side * ratio)) for side in (record.width, record.height))
+    width, height = (round(side * ratio) for side in (record.width, record.height))
+    if min(width, height) < MIN_SIDE_PX:
+        detail = (
+            f"{_place(draft)}: {record.width} x {record.height} px become {width} x {height} at "
+            f"--max-side {max_side}, and a side must keep {MIN_SIDE_PX} px"
+        )
+        return Bad(draft.id, "image: too small", detail)
     image = Image.fromarray(decoded.pixels).resize((width, height), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     image.save(buffer, format="JPEG", quality=JPEG_QUALITY, subsampling=0)

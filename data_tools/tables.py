@@ -21,8 +21,8 @@ def counts_table(
     table.add_column("count", justify="right")
     for name, count in manifest["counts"].items():
         table.add_row(name, f"{count:,}")
-    table.add_row("shards", f"{len(manifest['shards']):,}")
-    table.add_row("bytes", f"{sum(shard['bytes'] for shard in manifest['shards']):,}")
+    table.add_row("shards", f"{manifest['shards']['count']:,}")
+    table.add_row("bytes", f"{manifest['shards']['bytes']:,}")
     _section(table, "images in split", manifest["splits"])
     _section(table, "skipped", skipped or {}, style="yellow")
     _section(table, "left out", +(left_out or Counter()))

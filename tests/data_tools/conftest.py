@@ -14,8 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 import simplejpeg
+from PIL import Image
 
 from data_tools.__main__ import main
+from wholegrain.data.record import Record
+from wholegrain.data.shard import ShardWriter
 from wholegrain.errors import run_cli
 
 Photo = Callable[..., bytes]
@@ -213,5 +216,46 @@ def write_tar() -> Callable[..., Path]:
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
         return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def picture() -> Callable[[int], Image.Image]:
+    """Makes a picture with the large soft shapes that photos have; each number another one."""
+
+    def make(number: int, width: int = 160, height: int = 120) -> Image.Image:
+        colours = np.random.default_rng(number).integers(0, 256, (7, 9, 3), dtype=np.uint8)
+        return Image.fromarray(colours).resize((width, height), Image.Resampling.BICUBIC)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def encode() -> Callable[..., bytes]:
+    """Encodes a picture: ``encode(picture, "JPEG", quality=30)``."""
+
+    def encoded(image: Image.Image, kind: str = "JPEG", **options: Any) -> bytes:
+        file = io.BytesIO()
+        image.save(file, kind, **({"quality": 90} if kind == "JPEG" else {}) | options)
+        return file.getvalue()
+
+    return encoded
+
+
+@pytest.fixture
+def write_corpus(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a corpus of (id, photo, split, encoded image) and returns its folder."""
+
+    def write(name: str, rows: list[tuple[str, str | None, str, bytes]]) -> Path:
+        with ShardWriter(tmp_path / name, source={"name": name}) as writer:
+            for identity, photo, split, data in rows:
+                with Image.open(io.BytesIO(data)) as image:
+                    kind, (width, height) = image.format, image.size
+                record = Record(
+                    identity, name, split, width, height, captions=("a thing",), photo=photo
+                )
+                writer.write(record, data, {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}[kind])
+        return tmp_path / name
 
     return write

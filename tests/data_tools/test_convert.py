@@ -1,10 +1,12 @@
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from data_tools.__main__ import build_parser
 from wholegrain.data.corpus import Corpus
 
 Run = Callable[..., Any]
@@ -72,7 +74,7 @@ def test_image_text(many_tars: Any, tmp_path: Path, data_tools: Run) -> None:
     ran = data_tools("convert", "image_text", *flags, "--out", out)
     assert ran.status == 0, ran.err
     corpus = Corpus.open(out)
-    assert [shard["samples"] for shard in corpus.manifest["shards"]] == [3, 2]
+    assert [shard.samples for shard in corpus.shards] == [3, 2]
 
 
 def test_a_second_run_has_nothing_to_do(coco_layout: Any, tmp_path: Path, data_tools: Run) -> None:
@@ -169,8 +171,13 @@ def test_too_many_bad_samples_leave_nothing(
     assert ran.status == 2
     assert "3 of 200 samples are bad (3 x image: not an image)" in ran.err
     assert "0.tar:0000" in ran.err and "--max-bad" in ran.err
-    assert leftovers(tmp_path) == []
+    assert leftovers(tmp_path) == ["out.work"]
+    # What is converted is used again: the photos need not be read once more.
+    part = tmp_path / "out.work" / "shard-000000.tar"
+    before = part.stat().st_mtime_ns
     assert data_tools("convert", "image_text", *flags, "--max-bad", "1.5%").status == 0
+    assert (tmp_path / "out" / part.name).stat().st_mtime_ns == before
+    assert leftovers(tmp_path) == ["out"]
 
 
 def test_a_known_total_stops_the_run_early(
@@ -181,16 +188,21 @@ def test_a_known_total_stops_the_run_early(
     assert ran.status == 2
     assert "1 of 1 samples are bad (1 x image: missing)" in ran.err
     assert "000000000009.jpg: no such file" in ran.err
-    assert leftovers(tmp_path) == []
+    assert leftovers(tmp_path) == ["out.work"]
 
 
-def test_a_truncated_tar_leaves_nothing(many_tars: Any, tmp_path: Path, data_tools: Run) -> None:
+def test_a_truncated_tar_is_one_bad_sample(many_tars: Any, tmp_path: Path, data_tools: Run) -> None:
     tars = many_tars(20)
     tar = tmp_path / "pairs" / "0.tar"
     tar.write_bytes(tar.read_bytes()[:9000])
-    ran = data_tools("convert", "image_text", "--tars", tars, "--out", tmp_path / "out")
-    assert ran.status == 2 and str(tar) in ran.err
-    assert leftovers(tmp_path) == []
+    flags = ["--tars", tars, "--out", tmp_path / "out"]
+    ran = data_tools("convert", "image_text", *flags)
+    assert ran.status == 2 and f"{tar}: byte " in ran.err and "1 x tar: damaged" in ran.err
+    assert not (tmp_path / "out").exists()
+    assert data_tools("convert", "image_text", *flags, "--max-bad", "30%").status == 0
+    corpus = Corpus.open(tmp_path / "out")
+    assert 0 < len(corpus) < 20
+    assert corpus.manifest["source"]["skipped"] == {"tar: damaged": 1}
 
 
 def test_a_source_without_samples_leaves_nothing(
@@ -199,15 +211,95 @@ def test_a_source_without_samples_leaves_nothing(
     tar = write_tar(tmp_path / "0.tar", [])
     ran = data_tools("convert", "image_text", "--tars", tar, "--out", tmp_path / "out")
     assert ran.status == 2 and "no sample" in ran.err
-    assert leftovers(tmp_path) == []
+    assert leftovers(tmp_path) == ["out.work"]
 
 
-def test_a_repeated_image_is_one_bad_sample(
-    flickr_layout: Path, tmp_path: Path, data_tools: Run
+def doubled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has the reader list an image as often as the split list does."""
+    monkeypatch.setattr(
+        "data_tools.sources.flickr30k_entities._read_splits",
+        lambda root, split, left_out: [("train", image) for image in ("100", "200", "100")],
+    )
+
+
+def test_a_repeated_id_is_one_bad_sample(
+    flickr_layout: Path, tmp_path: Path, data_tools: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (flickr_layout / "val.txt").write_text("300\n300\n")
+    doubled(monkeypatch)
     flags = ["--root", flickr_layout, "--out", tmp_path / "out", "--max-bad", "50%"]
     ran = data_tools("convert", "flickr30k_entities", *flags)
     assert ran.status == 0, ran.err
     assert "skipped: record: id" in ran.out
-    assert Corpus.open(tmp_path / "out").splits == {"train": 2, "val": 1}
+    assert Corpus.open(tmp_path / "out").splits == {"train": 2}
+    (line,) = (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()
+    # The same wherever the corpus is written.
+    assert str(tmp_path / "out") not in line and "already in this split" in line
+
+
+def test_an_id_in_two_parts_is_refused(
+    flickr_layout: Path, tmp_path: Path, data_tools: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    doubled(monkeypatch)
+    flags = ["--root", flickr_layout, "--out", tmp_path / "out", "--shard-size", "2"]
+    ran = data_tools("convert", "flickr30k_entities", *flags)
+    assert ran.status == 2 and "id 'flickr30k/100' occurs twice in split 'train'" in ran.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_parts_of_another_plan_are_refused(many_tars: Any, tmp_path: Path, data_tools: Run) -> None:
+    flags = ["convert", "image_text", "--tars", many_tars(9), "--out", tmp_path / "out"]
+    assert data_tools(*flags, "--task", "2/2").status == 0  # one part, and not its own
+    other = [*flags, "--max-side", "8"]
+    ran = data_tools(*other)
+    assert ran.status == 2
+    assert "out.work: holds parts of other inputs or options (key " in ran.err
+    assert "max_side None, now 8); pass --restart" in ran.err
+    ran = data_tools(*other, "--task", "1/2")
+    assert ran.status == 2 and "remove it to begin anew" in ran.err
+    assert data_tools(*other, "--restart").status == 0
+    assert leftovers(tmp_path) == ["out"]
+    assert Corpus.open(tmp_path / "out").record(0).width == 8
+
+
+def test_excluded_photos_are_left_out_and_counted(
+    coco_layout: Any, tmp_path: Path, data_tools: Run
+) -> None:
+    listed = tmp_path / "audit.json"
+    audit: dict[str, Any] = {"audit": 1, "perceptual": None, "protected": [], "corpora": []}
+    audit["columns"] = [["refcoco", "val"], ["flickr30k", "test"]]
+    audit["photos"] = [{"columns": [0], "ids": ["coco/25"]}]
+    listed.write_text(json.dumps(audit))
+    command = ["convert", "coco", *coco_layout.flags, "--out", tmp_path / "out"]
+    ran = data_tools(*command, "--exclude", listed)
+    assert ran.status == 0, ran.err
+    assert "left out: excluded: refcoco val" in ran.out
+    corpus = Corpus.open(tmp_path / "out")
+    assert [corpus.record(i).id for i in range(len(corpus))] == ["coco/9", "coco/30"]
+    assert corpus.manifest["source"]["left_out"]["excluded: refcoco val"] == 1
+    # The list is an input: without it, this is another corpus.
+    assert data_tools(*command).status == 2
+    assert data_tools(*command, "--exclude", tmp_path / "none.json").status == 2
+
+
+def test_counts_are_compared_with_the_published(
+    coco_layout: Any, tmp_path: Path, data_tools: Run
+) -> None:
+    command = ["convert", "coco", *coco_layout.flags, "--out", tmp_path / "out"]
+    ran = data_tools(*command)
+    assert ran.status == 0
+    assert "counts: coco2017 val images: published 5,000, here 3" in ran.out
+    compared = Corpus.open(tmp_path / "out").manifest["source"]["published"]
+    assert compared["set"] == "coco2017"
+    assert any(line.startswith("coco2017 val captions") for line in compared["differences"])
+    # After the corpus is there, and when it is up to date, too.
+    assert data_tools(*command, "--strict-counts").status == 1
+    assert data_tools(*command, "--strict-counts", "--limit", "2", "--overwrite").status == 0
+    assert "published" not in Corpus.open(tmp_path / "out").manifest["source"]
+    shutil.rmtree(tmp_path / "out")
+    assert data_tools(*command, "--strict-counts").status == 1
+    assert len(Corpus.open(tmp_path / "out")) == 3
+
+
+def test_workers_is_another_name_of_processes() -> None:
+    given = ["convert", "image_text", "--tars", "a", "--out", "o", "--workers", "3"]
+    assert build_parser("convert").parse_args(given).processes == 3

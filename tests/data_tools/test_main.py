@@ -15,6 +15,12 @@ FLAGS_THAT_STAY = {
     "flickr30k_entities": ["--root", "a", "--split", "val"],
     "image_text": ["--tars", "a"],
     "refcoco": ["--root", "a", "--images", "b", "--split-by", "unc"],
+    "grefcoco": ["--root", "a", "--images", "b", "--split-by", "unc"],
+    "objects365": ["--annotations", "a", "--images", "b"],
+    "open_images": ["--boxes", "a", "--classes", "b", "--images", "c"],
+    "referitgame": ["--root", "a", "--images", "b", "--split-by", "berkeley"],
+    "visual_genome": ["--root", "a", "--images", "b"],
+    **{name: ["--tars", "a", "b"] for name in ("sbu", "cc3m", "cc12m")},
 }
 
 
@@ -22,6 +28,8 @@ FLAGS_THAT_STAY = {
 def test_flags_that_stay(source: str) -> None:
     flags = ["--out", "o", "--overwrite", "--shard-size", "10", "--max-side", "20"]
     flags += ["--workers", "2", "--limit", "3", "--max-bad", "1%", "--name", "n"]
+    flags += ["--processes", "2", "--task", "1/2", "--restart", "--exclude", "x"]
+    flags += ["--strict-counts"]
     args = build_parser("convert").parse_args(["convert", source, *FLAGS_THAT_STAY[source], *flags])
     assert (args.source, args.out, args.max_bad) == (source, Path("o"), 0.01)
 

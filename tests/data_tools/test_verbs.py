@@ -1,4 +1,4 @@
-"""index, lint, info and stats on a small corpus."""
+"""index, lint and info on a small corpus."""
 
 import json
 from collections.abc import Callable
@@ -8,9 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_tools.stats import collect
 from wholegrain.data.corpus import Corpus
-from wholegrain.data.record import Record, Region
 
 Run = Callable[..., Any]
 
@@ -121,30 +119,6 @@ def test_info(corpus: Path, data_tools: Run) -> None:
     assert json.loads(data_tools("info", corpus, "--json").out) == manifest
     ran = data_tools("info", corpus)
     assert "captions" in ran.out and manifest["fingerprint"] in ran.out
-
-
-def test_stats(corpus: Path, data_tools: Run) -> None:
-    ran = data_tools("stats", corpus)
-    assert ran.status == 0 and "dog" in ran.out
-    found = json.loads(data_tools("stats", corpus, "--json", "--top", "1").out)
-    counts = {"images": 3, "captions": 6, "objects": 3}
-    assert found["splits"]["val"] == counts
-    assert found["top"]["objects"] == {"dog": 2}
-    assert found["quantities"]["image width px"]["mean"] == 64
-    ran = data_tools("stats", corpus, "--split", "train")
-    assert ran.status == 2 and "val (3)" in ran.err
-
-
-def test_stats_count_boxes_and_words() -> None:
-    region = Region("region", (0.0, 0.0, 5.0, 10.0), ("A dog", "the brown dog", "a dog"))
-    record = Record("i", "s", "train", 10, 20, ("one two three",), (region,))
-    stats = collect([record])
-    assert stats.values["caption words"] == [3]
-    assert stats.values["phrase words"] == [2, 3, 2]
-    assert stats.values["region % of image"] == [25.0]
-    assert stats.values["region width/height"] == [0.5]
-    assert stats.texts["phrases"] == {"a dog": 2, "the brown dog": 1}
-    assert stats.splits["train"] == {"images": 1, "captions": 1, "regions": 1, "phrases": 3}
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

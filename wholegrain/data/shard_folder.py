@@ -36,23 +36,32 @@ def atomic_folder(out: Path, *, overwrite: bool, marker: str) -> Iterator[Path]:
     out = Path(os.path.abspath(out))
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(out)
-        _check_free(out, overwrite, marker)
+        sweep(out)
+        check_free(out, overwrite=overwrite, marker=marker)
         partial, lock = _make_partial(out)
     except OSError as error:
         remedy = "choose a place that you may write to"
         raise DataError(f"{out}: cannot be made ({error.strerror}); {remedy}") from error
     try:
         yield partial
-        sync_folder(partial)
-        _check_free(out, overwrite, marker)
-        _move(partial, out)
-        sync_folder(out.parent)
+        publish_folder(partial, out, overwrite=overwrite, marker=marker)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     finally:
         os.close(lock)
+
+
+def publish_folder(folder: Path, out: Path, *, overwrite: bool, marker: str) -> None:
+    """Renames a finished ``folder`` beside ``out`` to ``out``; see :func:`atomic_folder`.
+
+    Raises:
+        DataError: ``out`` exists and may not be replaced.
+    """
+    sync_folder(folder)
+    check_free(out, overwrite=overwrite, marker=marker)
+    _move(folder, out)
+    sync_folder(out.parent)
 
 
 @contextmanager
@@ -80,7 +89,8 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _check_free(out: Path, overwrite: bool, marker: str) -> None:
+def check_free(out: Path, *, overwrite: bool, marker: str) -> None:
+    """DataError if something is at ``out`` that may not be replaced; see :func:`atomic_folder`."""
     if not os.path.lexists(out):
         return
     if not overwrite:
@@ -128,8 +138,8 @@ def _lock(folder: Path, *, lock_or_nothing: bool) -> int | None:
     return descriptor
 
 
-def _sweep(out: Path) -> None:
-    """Clears up after runs that were killed."""
+def sweep(out: Path) -> None:
+    """Clears up beside ``out`` after runs that were killed."""
     for path in _siblings(out, ".partial-"):
         lock = _lock(path, lock_or_nothing=True)
         if lock is not None:

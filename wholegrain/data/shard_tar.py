@@ -23,6 +23,7 @@ BLOCK = 512
 END_OF_ARCHIVE = bytes(2 * BLOCK)
 # Long names and pax records of one member; real ones take one to three blocks.
 MAX_HEADER_BLOCKS = 255
+MAX_NAME_BYTES = 4096  # as long as a path may be
 
 _REGULAR, _DIRECTORY = frozenset(b"0\x007"), ord("5")
 _KINDS = {
@@ -36,6 +37,10 @@ _KINDS = {
 _PAX_LENGTH = re.compile(rb"(\d{1,6}) ")
 
 Read = Callable[[int, int], bytes]
+
+
+class TarRefusedError(DataError):
+    """A tar that is whole, but holds what no shard may: links, devices, names that lead out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +69,9 @@ def scan_tar(path: Path) -> Iterator[Member]:
     """Yields the regular members in order, after checking each header.
 
     Raises:
-        DataError: no tar, compressed, cut short, or holding a link, a device, or a name that is
-            absolute or climbs with ``..``.
+        DataError: no tar, compressed or cut short.
+        TarRefusedError: a member is a link or a device, or its name is absolute or climbs with
+            ``..``.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY)
@@ -176,7 +182,7 @@ class _HeaderReader:
     def _check_directory(self, kind: int, name: str, offset: int) -> None:
         if kind != _DIRECTORY and kind not in _REGULAR:
             what = _KINDS.get(kind, f"of type {chr(kind)!r}")
-            self._fail(offset, f"member {name!r} is {what}; a shard holds plain files only")
+            self._refuse(offset, f"member {name!r} is {what}; a shard holds plain files only")
 
     def _check_sum(self, block: bytes, offset: int) -> None:
         computed = sum(block) - sum(block[148:156]) + 8 * ord(" ")
@@ -215,16 +221,23 @@ class _HeaderReader:
         return name, size
 
     def _safe_name(self, raw: bytes, offset: int) -> str:
+        if len(raw) > MAX_NAME_BYTES:
+            self._refuse(
+                offset, f"a member name of {len(raw)} bytes, above {MAX_NAME_BYTES}; rename it"
+            )
         try:
             name = raw.decode()
         except UnicodeDecodeError:
             self._fail(offset, f"member name {raw!r} is not UTF-8; rename it")
         if not name or name.startswith("/") or ".." in name.split("/") or "\0" in name:
-            self._fail(offset, f"member name {name!r} is empty, absolute or climbs; rename it")
+            self._refuse(offset, f"member name {name!r} is empty, absolute or climbs; rename it")
         return name
 
     def _fail(self, offset: int, what: str) -> NoReturn:
         raise DataError(f"{self._path}: byte {offset}: {what}")
+
+    def _refuse(self, offset: int, what: str) -> NoReturn:
+        raise TarRefusedError(f"{self._path}: byte {offset}: {what}")
 
 
 def _is_octal(digits: bytes) -> bool:
