@@ -174,7 +174,7 @@ def scaling(corpus: Corpus, tokenizer: Tokenizer, cores: int, seconds: float) ->
     return found
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--photos", type=Path, help="COCO layout: images/, captions, instances")
     parser.add_argument("--rounds", type=int, default=9)
@@ -182,7 +182,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--max-side", type=int, nargs="*", default=[384, 256])
     parser.add_argument("--no-wait", action="store_true", help="leave out the training run")
     parser.add_argument("--json", type=Path)
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
     torch.set_num_threads(1)
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as place:

@@ -247,11 +247,15 @@ def _kill(pid: int | None) -> int:
     return 1
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         outcome = soak(Path(folder), args.kills, args.seed, say=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import re
 import shlex
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -104,6 +106,17 @@ def check_switches(arguments: list[str]) -> None:
     check_parser(parser(), arguments)
 
 
+def check_benchmark(arguments: list[str], module: str) -> None:
+    check_parser(importlib.import_module(f"benchmarks.{module}").build_parser(), arguments)
+
+
+def check_sbatch(arguments: list[str]) -> None:
+    script = next(i for i, word in enumerate(arguments) if word.endswith(".sh"))
+    assert (REPOSITORY / arguments[script]).is_file(), arguments[script]
+    if arguments[script] == "slurm/convert_array.sh":
+        check_data_tools(["convert", *arguments[script + 1 :]])
+
+
 def check_demo(arguments: list[str]) -> None:
     assert set(arguments) <= {"--fresh", "--quick"}
 
@@ -121,6 +134,11 @@ CHECKS: dict[str, Callable[[list[str]], None]] = {
     "benchmarks.train_step": check_train_step,
     "benchmarks.contrastive_memory": check_contrastive_memory,
     "benchmarks.switches": check_switches,
+    **{
+        f"benchmarks.{name}": partial(check_benchmark, module=name)
+        for name in ("data", "order", "soak")
+    },
+    "sbatch": check_sbatch,
 }
 # Programs of others, in a few places of the docs.
 FOREIGN = {"apt-get", "sudo", "git", "pre-commit", "tensorboard", "pip", ".ci/run", "bash"}

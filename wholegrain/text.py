@@ -12,10 +12,11 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as _Tokenizer
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
 from wholegrain.errors import DataError, TextError
@@ -24,6 +25,7 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _DELETED = re.compile(r"[,.'!?\"()*#:;~]")
 _SPACED = re.compile(r"[-/]")
 _MAX_LETTERS = 200  # rarer ones become [UNK] when a vocabulary is learnt
+_MAX_WORDS_HELD = 50_000  # a caption corpus has fewer; past it, rare words are cut anew each time
 _MAX_CHARACTERS = 100_000  # far above any caption; bounds the work that one hostile text can cause
 
 
@@ -36,12 +38,16 @@ def normalise_text(text: str, max_words: int | None = None) -> str:
     Raises:
         TextError: nothing is left to encode.
     """
+    return " ".join(_words(text, max_words))
+
+
+def _words(text: str, most: int | None) -> list[str]:
     cleaned = _DELETED.sub("", text[:_MAX_CHARACTERS].lower())
     cleaned = _SPACED.sub(" ", cleaned).replace("<person>", "person")
     words = cleaned.split()
     if not words:
         raise TextError(f"the text {text[:60]!r} is empty once cleaned; give at least one word")
-    return " ".join(words if max_words is None else words[:max_words])
+    return words if most is None else words[:most]
 
 
 class Tokenizer:
@@ -63,6 +69,12 @@ class Tokenizer:
                 f"{len(ordered) - 1:,}; look for a piece that occurs twice"
             )
         self._pieces = ordered
+        self._opens = [not piece.startswith("##") for piece in ordered]
+        self._by_word = _cuts_by_word(backend)
+        self._known: dict[str, tuple[int, ...]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_known": {}}  # a worker fills its own
 
     @property
     def vocab_size(self) -> int:
@@ -75,8 +87,22 @@ class Tokenizer:
         Raises:
             TextError: the text holds no word.
         """
-        words = normalise_text(text, max_words if max_words is not None else max_tokens)
-        return [self.cls_id, *self.pieces(words)][:max_tokens]
+        words = _words(text, max_words if max_words is not None else max_tokens)
+        ids = [self.cls_id]
+        if not self._by_word:
+            ids += self.pieces(" ".join(words))
+            return ids[:max_tokens]
+        # Word by word, because the library takes 30 microseconds for a call of any length, and
+        # texts are made of the same words.
+        known = self._known
+        for word in words:
+            found = known.get(word)
+            if found is None:
+                found = tuple(self.pieces(word))
+                if len(known) < _MAX_WORDS_HELD and len(word) <= _MAX_LETTERS:
+                    known[word] = found
+            ids += found
+        return ids[:max_tokens]
 
     def encode_batch(self, texts: Sequence[str], max_tokens: int = 40) -> tuple[Tensor, Tensor]:
         """Token ids (T, L), padded at the end, and the mask bool (T, L), True at tokens."""
@@ -94,7 +120,8 @@ class Tokenizer:
 
     def word_starts(self, ids: Iterable[int]) -> list[bool]:
         """True where a token opens a word, False where it continues one (``##``)."""
-        return [not self._pieces[i].startswith("##") for i in ids]
+        opens = self._opens
+        return [opens[i] for i in ids]
 
     def tokens(self, ids: Iterable[int]) -> list[str]:
         """The word pieces behind ids, for people to read."""
@@ -150,6 +177,27 @@ class Tokenizer:
     def save(self, path: Path | str) -> None:
         """Writes ``tokenizer.json``."""
         Path(path).write_text(self.to_json(), encoding="utf-8")
+
+
+def _cuts_by_word(backend: _Tokenizer) -> bool:
+    """Whether a text's pieces are surely those of its words, one after the other.
+
+    So it is where the text is cleaned letter by letter and cut at each space, as BERT's is. A
+    ``tokenizer.json`` of another kind may look across spaces.
+    """
+    return (
+        isinstance(backend.model, models.WordPiece)
+        and isinstance(backend.normalizer, normalizers.BertNormalizer)
+        and isinstance(backend.pre_tokenizer, pre_tokenizers.BertPreTokenizer)
+        and backend.truncation is None
+        and backend.padding is None
+        and not any(token.content.strip().count(" ") for token in _added(backend))
+    )
+
+
+def _added(backend: _Tokenizer) -> Iterable[AddedToken]:
+    """Tokens that are looked for in the text before it is cut into words."""
+    return backend.get_added_tokens_decoder().values()
 
 
 def _cleaned(text: str) -> str:

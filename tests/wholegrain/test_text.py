@@ -1,6 +1,7 @@
 """Text: cleaning, word pieces, and vocabularies."""
 
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as _Tokenizer
 
 from wholegrain.errors import DataError, TextError
 from wholegrain.text import SPECIAL_TOKENS, Tokenizer, normalise_text
@@ -86,6 +88,48 @@ def test_encode_starts_with_cls_and_has_no_sep(letters: Tokenizer) -> None:
 def test_encode_cuts(letters: Tokenizer) -> None:
     assert len(letters.encode("abcdefgh ij", max_tokens=4)) == 4
     assert letters.tokens(letters.encode("a b c d", max_words=2)) == ["[CLS]", "a", "b"]
+
+
+def _encoded_at_once(tokenizer: Tokenizer, text: str, max_tokens: int) -> list[int]:
+    """`Tokenizer.encode` without its memory of words: the whole text through the library."""
+    pieces = tokenizer.pieces(normalise_text(text, max_tokens))
+    return [tokenizer.cls_id, *pieces][:max_tokens]
+
+
+def test_encoding_by_words_equals_encoding_at_once(real_data: Path) -> None:
+    folder = real_data / "tokenizer"
+    tokenizer = Tokenizer.from_vocab(folder / "bert-base-uncased-vocab.txt")
+    texts = [
+        json.loads(line)["text"]
+        for line in (folder / "expected.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    texts += ["don't [MASK] [cls]", "naïve café 東京 tower", "a\u00adb\u200bc x\u0301y", "w" * 300]
+    for text in texts * 2:  # a second time from memory
+        for most in (5, 40):
+            try:
+                wanted = _encoded_at_once(tokenizer, text, most)
+            except TextError:
+                continue
+            assert tokenizer.encode(text, most) == wanted, text
+
+
+@given(st.text(max_size=40), st.integers(2, 12))
+def test_any_text_by_words_equals_it_at_once(letters: Tokenizer, text: str, most: int) -> None:
+    try:
+        wanted = _encoded_at_once(letters, text, most)
+    except TextError:
+        return
+    assert letters.encode(text, most) == wanted
+
+
+def test_a_vocabulary_that_looks_across_words_is_asked_for_whole_texts(letters: Tokenizer) -> None:
+    backend = _Tokenizer.from_str(letters.to_json())
+    backend.add_tokens(["a b"])
+    odd = Tokenizer(backend)
+    assert odd.encode("a b c", 9) == _encoded_at_once(odd, "a b c", 9)
+    assert len(odd.encode("a b c", 9)) == 3
+    again = pickle.loads(pickle.dumps(letters))  # as a loader worker gets it
+    assert again.encode("ab c") == letters.encode("ab c")
 
 
 def test_encode_refuses_an_empty_text(letters: Tokenizer) -> None:

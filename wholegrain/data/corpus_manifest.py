@@ -103,6 +103,7 @@ def parse_manifest(raw: bytes, path: str) -> dict[str, Any]:
     """Checks a manifest's bytes; ``path`` and errors as in :func:`read_manifest`."""
     try:
         manifest = json.loads(raw)
+        json.dumps(manifest, ensure_ascii=False).encode()  # half a surrogate pair ends here
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: damaged ({error}); run `data_tools index` on it") from None
     schema = manifest.get("schema") if isinstance(manifest, dict) else None

@@ -3,7 +3,7 @@
 The header is read first, so that a file which claims 40,000 x 40,000 pixels costs nothing. JPEG
 goes through libjpeg-turbo, at a reduced scale where fewer pixels suffice; what it refuses, and PNG
 and WebP, goes through Pillow. An EXIF orientation is *not* applied: boxes refer to the pixels as
-the file stores them.
+the file stores them. Of an animation the first picture is taken.
 """
 
 from __future__ import annotations
@@ -17,12 +17,20 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
+from wholegrain.data.shard_image import jpeg_scans
 from wholegrain.errors import DataError
 
 Pixels = NDArray[np.uint8]
 
 MAX_PIXELS = 64_000_000
 """Larger images are refused; decoded they would take 200 MB a loader worker."""
+
+MIN_SIDE_PX = 8
+"""Smaller images are refused: they are tracking pixels and spacers, and show nothing."""
+
+# Each scan of a JPEG runs over the whole image, and a scan of 100 bytes may come a million times.
+MAX_SCANS = 100
+MAX_SCANNED_PIXELS = 20 * MAX_PIXELS
 
 _FORMATS = ("JPEG", "PNG", "WEBP")
 _JPEG_MAGIC = b"\xff\xd8"
@@ -73,7 +81,7 @@ def decode_image(data: bytes, where: str, min_side: int | None = None) -> Decode
             size or less. None decodes at full size.
 
     Raises:
-        ImageError: not an image, truncated, or over `MAX_PIXELS`.
+        ImageError: not an image, truncated, above `MAX_PIXELS`, or a side under `MIN_SIDE_PX`.
     """
     if data[:2] == _JPEG_MAGIC:
         decoded = _decode_jpeg(data, where, min_side)
@@ -103,7 +111,8 @@ def _decode_jpeg(data: bytes, where: str, min_side: int | None) -> Decoded | Non
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
         return None
-    _check_pixels(width, height, where)
+    check_frame(width, height, where)
+    _check_scans(data, width * height, where)
     if colours in ("CMYK", "YCCK"):
         return None
     least_height = least_width = 0
@@ -129,15 +138,24 @@ def _decode_any(data: bytes, where: str) -> Decoded:
             image = Image.open(io.BytesIO(data), formats=_FORMATS)
     except Image.DecompressionBombError as error:
         raise ImageError(where, "too large", _too_large(str(error))) from None
-    except (OSError, SyntaxError, ValueError):  # what Pillow's header readers raise
+    except MemoryError:
+        raise
+    except Exception as error:  # of a damaged header Pillow raises almost anything
         if kind := _kind_by_magic(data):
-            raise _truncated(where, kind, data, "its header cannot be read") from None
+            known = isinstance(error, ValueError)
+            reason = str(error) if known else "its header cannot be read"
+            raise _damaged(where, kind, data, reason) from None
         raise ImageError(where, "not an image", _describe_foreign(data)) from None
-    _check_pixels(image.width, image.height, where)
+    check_frame(image.width, image.height, where)
+    if data[:2] == _JPEG_MAGIC:
+        _check_scans(data, image.width * image.height, where)
     try:
         return Decoded(_to_rgb(image), image.width, image.height)
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise _truncated(where, str(image.format), data, str(error)) from None
+    except MemoryError:
+        raise
+    except Exception as error:  # of damaged bytes Pillow raises almost anything
+        reason = str(error) or type(error).__name__
+        raise _damaged(where, str(image.format), data, reason) from None
 
 
 def _kind_by_magic(data: bytes) -> str | None:
@@ -148,7 +166,12 @@ def _kind_by_magic(data: bytes) -> str | None:
     return "WEBP" if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else None
 
 
-def _truncated(where: str, kind: str, data: bytes, reason: str) -> ImageError:
+def _damaged(where: str, kind: str, data: bytes, reason: str) -> ImageError:
+    if "too large" in reason or "Too much memory" in reason:  # Pillow on compressed texts of a PNG
+        detail = (
+            f"the {kind} holds a text or profile that is too large ({reason}); write it without"
+        )
+        return ImageError(where, "too large", detail)
     detail = (
         f"the {kind} of {len(data):,} bytes is damaged or cut short ({reason}); fetch it again or "
         "leave it out"
@@ -156,9 +179,29 @@ def _truncated(where: str, kind: str, data: bytes, reason: str) -> ImageError:
     return ImageError(where, "truncated", detail)
 
 
-def _check_pixels(width: int, height: int, where: str) -> None:
+def check_frame(width: int, height: int, where: str) -> None:
+    """Refuses a size above `MAX_PIXELS` or with a side under `MIN_SIDE_PX`.
+
+    Raises:
+        ImageError: of the cause "too large" or "too small".
+    """
     if width * height > MAX_PIXELS:
         raise ImageError(where, "too large", _too_large(f"{width} x {height} px"))
+    if min(width, height) < MIN_SIDE_PX:
+        detail = (
+            f"the image has {width} x {height} px, and a side needs {MIN_SIDE_PX}; leave it out"
+        )
+        raise ImageError(where, "too small", detail)
+
+
+def _check_scans(data: bytes, pixels: int, where: str) -> None:
+    scans = jpeg_scans(data)
+    if scans > MAX_SCANS or scans * pixels > MAX_SCANNED_PIXELS:
+        detail = (
+            f"the JPEG of {len(data):,} bytes goes over its {pixels:,} pixels {scans} times, which "
+            "is made to take long; leave it out"
+        )
+        raise ImageError(where, "too large", detail)
 
 
 def _too_large(found: str) -> str:

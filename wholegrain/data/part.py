@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict
@@ -264,7 +265,10 @@ def assemble(
         for suffix in (_MARKER, _ROWS, _IDS):
             (folder / f"part-{number:06d}.{suffix}").unlink(missing_ok=True)
     for leftover in folder.glob(".*.partial-*"):  # of processes that were killed
-        leftover.unlink(missing_ok=True)
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
     return manifest
 
 

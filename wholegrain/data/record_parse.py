@@ -12,12 +12,16 @@ from wholegrain.errors import RecordError
 SCHEMA = 1
 MAX_RECORD_BYTES = 4 << 20
 MAX_ITEMS = 65_535  # the index counts them in 16 bits
+MAX_TEXT_CHARS = 16_384  # a page of prose has 3,000; a model reads the first dozens of words
+MAX_SIDE_PX = 1 << 20
 BOX_TOLERANCE_PX = 1.0
+ENCLOSING_TOLERANCE_PX = 2.0  # of a box around several, each of which may have been clipped
 
 # x + w of a box that ends exactly on the tolerance may come out a rounding error beyond it.
 _REACH_PX = BOX_TOLERANCE_PX + 1e-6
-_SURROGATE = re.compile("[\ud800-\udfff]")
+SURROGATE = re.compile("[\ud800-\udfff]")
 _MISSING = object()
+_KEY_SHOWN = 120
 
 
 def load_json(raw: bytes | str, where: str) -> dict[str, Any]:
@@ -26,17 +30,27 @@ def load_json(raw: bytes | str, where: str) -> dict[str, Any]:
         remedy = f"a record holds at most {MAX_RECORD_BYTES} bytes; split or drop the sample"
         raise RecordError(where, "size in bytes", len(raw), remedy)
     try:
-        value = json.loads(raw, parse_constant=_refuse_constant)
+        value = json.loads(raw, parse_constant=refuse_constant)
     except (ValueError, RecursionError) as error:
         # ValueError covers malformed JSON, bad UTF-8, NaN and integers of thousands of digits.
         remedy = f"not readable as JSON: {error}"
         raise RecordError(where, "record", raw[:80], remedy) from None
     if not isinstance(value, dict):
-        raise RecordError(where, "record", value, "must be a JSON object")
+        raise RecordError(where, "record", _shown(value), "must be a JSON object")
     return value
 
 
-def _refuse_constant(name: str) -> NoReturn:
+def _shown(value: object) -> object:
+    """``value``, or what to call it where Python itself cannot show it."""
+    try:
+        repr(value)
+    except RecursionError:
+        return f"a {type(value).__name__} of too many levels"
+    return value
+
+
+def refuse_constant(name: str) -> NoReturn:
+    """For ``parse_constant``: NaN and infinity are none of JSON's."""
     raise ValueError(f"{name} is not a number")
 
 
@@ -49,7 +63,8 @@ class Fields:
 
     def error(self, key: str, value: object, remedy: str) -> RecordError:
         """A fault of ``key``, with this object's place in the record."""
-        return RecordError(self._where, self._path + key, value, remedy)
+        # A misspelt key may be of any length; in a message its beginning is enough.
+        return RecordError(self._where, self._path + key[:_KEY_SHOWN], _shown(value), remedy)
 
     def required(self, key: str) -> Any:
         """The raw value of ``key``."""
@@ -86,7 +101,7 @@ class Fields:
         """A list of texts, none blank."""
         items = self.sequence(key)
         for i, item in enumerate(items):
-            if not _is_sound(item):
+            if not is_sound(item):
                 self._check_text(f"{key}[{i}]", item)
         return tuple(items)
 
@@ -112,7 +127,7 @@ class Fields:
             return
         for key in self._values:
             if key not in self._known:
-                close = difflib.get_close_matches(str(key), self._known, n=1)
+                close = difflib.get_close_matches(str(key)[:_KEY_SHOWN], self._known, n=1)
                 hint = f"did you mean {close[0]!r}?" if close else "remove it"
                 raise self.error(str(key), self._values[key], f"no such field; {hint}")
 
@@ -126,12 +141,17 @@ class Fields:
         return Fields(value, self._where, f"{self._path}{key}.")
 
     def _check_text(self, key: str, value: object) -> str:
-        if _is_sound(value):
+        if is_sound(value):
             return value
         if not isinstance(value, str):
             raise self.error(key, value, "must be a text")
         if not value or value.isspace():
             raise self.error(key, value, "must not be blank; leave it out")
+        if len(value) > MAX_TEXT_CHARS:
+            remedy = (
+                f"has {len(value)} characters, above {MAX_TEXT_CHARS}; shorten it or leave it out"
+            )
+            raise self.error(key, value, remedy)
         raise self.error(key, value, "holds half a surrogate pair; mend the encoding")
 
     def _check_integer(self, key: str, value: object, low: int, high: int) -> int:
@@ -143,13 +163,13 @@ class Fields:
         return value
 
 
-def _is_sound(value: object) -> TypeGuard[str]:
-    # Records are parsed once a sample in training: this is its innermost check.
+def is_sound(value: object) -> TypeGuard[str]:
+    """Whether a record may hold ``value`` as a text."""
     return (
         isinstance(value, str)
-        and bool(value)
+        and 0 < len(value) <= MAX_TEXT_CHARS
         and not value.isspace()
-        and (value.isascii() or _SURROGATE.search(value) is None)
+        and (value.isascii() or SURROGATE.search(value) is None)
     )
 
 

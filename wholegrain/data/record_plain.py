@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from wholegrain.data.record import SCHEMA, Record, parse_record
-from wholegrain.data.record_parse import load_json
+from wholegrain.data.record_parse import Fields, is_sound, load_json
 from wholegrain.errors import RecordError
 
 # Fields under which tools such as img2dataset put the caption.
@@ -15,7 +15,7 @@ CAPTION_FIELDS = ("caption", "captions", "text", "txt")
 
 def is_record(meta: dict[str, Any]) -> bool:
     """Whether a sample's JSON is meant as a record of ours, right or wrong."""
-    return "schema" in meta and ("captions" in meta or "regions" in meta)
+    return "schema" in meta and not meta.keys().isdisjoint(("captions", "regions", "absent"))
 
 
 def plain_meta(raw: bytes, where: str) -> dict[str, Any]:
@@ -39,21 +39,29 @@ def plain_id(shard: Path, member: str) -> str:
 
 
 def plain_captions(meta: dict[str, Any], text: bytes, where: str) -> tuple[str, ...]:
-    """The sample's captions: the ``.txt`` if it says something, else the JSON's; maybe none."""
+    """The sample's captions: the ``.txt`` if it says something, else the JSON's; maybe none.
+
+    Raises:
+        RecordError: a caption that no record may hold: not UTF-8, too long.
+    """
     try:
         caption = text.decode().strip()
     except UnicodeDecodeError as error:
         remedy = f"not UTF-8 ({error.reason}); write it again"
         raise RecordError(where, "text", text[:80], remedy) from None
     if caption:
-        return (caption,)
+        return _checked((caption,), where)
     for field in CAPTION_FIELDS:
         value = meta.get(field)
         values = value if isinstance(value, list) else [value]
         captions = tuple(item.strip() for item in values if isinstance(item, str) and item.strip())
         if captions:
-            return captions
+            return _checked(captions, where)
     return ()
+
+
+def _checked(captions: tuple[str, ...], where: str) -> tuple[str, ...]:
+    return Fields({"captions": captions}, where, "").texts("captions")
 
 
 def plain_size(meta: dict[str, Any]) -> tuple[int, int] | None:
@@ -84,6 +92,6 @@ def plain_record(
         "width": size[0],
         "height": size[1],
         "captions": list(captions),
-        "license": licence if isinstance(licence, str) and licence.strip() else None,
+        "license": licence if is_sound(licence) else None,
     }
     return parse_record(raw, where)

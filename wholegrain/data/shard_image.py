@@ -6,6 +6,7 @@ A few microseconds, and no foreign byte reaches an image library before its clai
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -19,7 +20,8 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Start-of-frame markers C0..CF; C4, C8 and CC are tables and an extension.
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_STANDALONE = frozenset(range(0xD0, 0xD9)) | {0x01}
-_JPEG_END_OF_HEADER = frozenset({0xD9, 0xDA})
+_JPEG_SCAN = 0xDA
+_JPEG_END_OF_HEADER = frozenset({0xD9, _JPEG_SCAN})
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,38 @@ def _png_size(data: bytes) -> tuple[int, int]:
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int]:
+    for marker, position in _jpeg_segments(data):
+        if marker in _JPEG_FRAMES:
+            height, width = struct.unpack_from(">HH", data, position + 3)
+            return width, height
+        if marker in _JPEG_END_OF_HEADER:
+            break
+    raise IndexError("image data before the frame header")
+
+
+def jpeg_scans(data: bytes) -> int:
+    """How often the image data of a JPEG go over its pixels, at most; 1 for the usual kind.
+
+    A baseline image in one scan is told by its header, and nothing more of it is read.
+    """
+    try:
+        parts = progressive = 0
+        for marker, position in _jpeg_segments(data):
+            if marker in _JPEG_FRAMES:
+                parts, progressive = data[position + 7], marker not in (0xC0, 0xC1)
+            elif marker == _JPEG_SCAN:
+                if parts and data[position + 2] == parts and not progressive:
+                    return 1
+                break
+            elif marker in _JPEG_END_OF_HEADER:
+                break
+    except (struct.error, IndexError):
+        pass
+    return data.count(bytes((0xFF, _JPEG_SCAN)))
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """Marker and offset of its contents, of each segment; IndexError or struct.error at the end."""
     position = 2
     while True:
         # Encoders pad with FF, and some cameras leave stray bytes between segments.
@@ -80,11 +114,7 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
             position += 1
         marker = data[position]
         position += 1
-        if marker in _JPEG_FRAMES:
-            height, width = struct.unpack_from(">HH", data, position + 3)
-            return width, height
-        if marker in _JPEG_END_OF_HEADER:
-            raise IndexError("image data before the frame header")
+        yield marker, position
         if marker and marker not in _JPEG_STANDALONE:
             position += struct.unpack_from(">H", data, position)[0]
 
