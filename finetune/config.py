@@ -6,6 +6,8 @@ from pydantic import Field
 
 from wholegrain.config import config
 from wholegrain.data.augment import AugmentConfig
+from wholegrain.data.skips import SkipPolicy
+from wholegrain.data.storage import StorageConfig
 from wholegrain.errors import ConfigError
 from wholegrain.model.config import BoxHeadConfig, MmcaConfig, ModelConfig
 from wholegrain.train.config import OptimConfig, RunConfig
@@ -51,6 +53,10 @@ class GroundingDataConfig:
     """Crops, flips and colours."""
     workers: int = Field(default=0, ge=0)
     """Loader processes a rank."""
+    skips: SkipPolicy = Field(default_factory=SkipPolicy)
+    """How many bad samples training tolerates, and where they are listed."""
+    storage: StorageConfig | None = None
+    """How corpora at URLs are fetched and kept; null takes the defaults and the environment."""
 
 
 @config

@@ -82,6 +82,7 @@ def training_stream(
                 start_step=start,
                 stop_step=stop,
                 workers=data.workers,
+                skips=data.skips,
             )
         )
 

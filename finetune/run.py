@@ -13,6 +13,7 @@ from finetune.leaks import leak_statement
 from finetune.outcome import Outcome, measure_all, publish
 from finetune.start import starting_model
 from wholegrain.config import to_dict
+from wholegrain.data import storage
 from wholegrain.data.corpus import Corpus
 from wholegrain.data.leak_audit import STATEMENT
 from wholegrain.errors import ConfigError
@@ -29,6 +30,8 @@ def finetune(command: Command[FinetuneConfig]) -> int:
     """Trains, evaluates every split exactly once an expression, releases and reports."""
     config, out = command.config, Path(command.config.out)
     engine = Engine(config.run)
+    if config.data.storage is not None:
+        storage.configure(config.data.storage)
     corpus = open_split(config.data.train)
     leak_audit = leak_statement(config, corpus)
     # Unknown splits and folders end the run here, not after hours of training.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import re
 import subprocess
 import sys
@@ -17,6 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from tests.fuzz.scratch import PARENT, memory_folder
 
 TARGETS = ("record", "tar", "image_header", "decode", "refer_pickle", "manifest_index")
 _SEVERAL = re.compile(r"rss: (\d+)Mb")
@@ -59,7 +62,10 @@ def _engine(target: str, flags: list[str]) -> int:
 
 def _fuzz(target: str, args: argparse.Namespace) -> int:
     args.crashes.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="fuzz-corpus-") as folder:
+    with (
+        tempfile.TemporaryDirectory(prefix="fuzz-corpus-") as folder,
+        tempfile.TemporaryDirectory(prefix="fuzz-", dir=memory_folder()) as scratch,
+    ):
         for number, seed in enumerate(_module(target).seeds()):
             (Path(folder) / f"seed-{number:02d}").write_bytes(seed)
         flags = [
@@ -76,6 +82,7 @@ def _fuzz(target: str, args: argparse.Namespace) -> int:
         started = time.monotonic()
         done = subprocess.run(
             command,
+            env=os.environ | {PARENT: scratch},
             check=False,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -9,12 +9,20 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+# Where a process shall put its folder that may end without clearing up.
+PARENT = "WHOLEGRAIN_FUZZ_SCRATCH"
+
+
+def memory_folder() -> str | None:
+    """A folder in memory, if there is one."""
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+
 
 @cache
 def scratch_folder() -> Path:
     """A folder of this process, gone at its end."""
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    folder = Path(tempfile.mkdtemp(prefix="fuzz-", dir=memory))
+    parent = os.environ.get(PARENT) or memory_folder()
+    folder = Path(tempfile.mkdtemp(prefix="fuzz-", dir=parent))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 

@@ -80,27 +80,27 @@ def choose_positions(
     """
     length = len(word_starts)
     wanted = min(mask_count(length, rules), length - 1)
-    chosen: dict[int, None] = {}  # a set that keeps its order, so that draws are reproducible
-    for position in (rng.permutation(length - 1) + 1).tolist() if wanted > 0 else ():
+    if wanted < 1:
+        return []
+    # All chance at once, a column for each question: one call costs as much as drawing one number.
+    turns, taking, extents, keeping = rng.random((4, length)).tolist()
+    chosen: set[int] = set()
+    for position in sorted(range(1, length), key=turns.__getitem__):
         if len(chosen) >= wanted:
             break
         if position in chosen:
             continue
         extent = 1
-        if rules.skipgram and rng.random() < rules.skipgram:
-            extent = _NGRAMS[int(rng.random() * len(_NGRAMS))]
+        if taking[position] < rules.skipgram:
+            extent = _NGRAMS[int(extents[position] * len(_NGRAMS))]
         first, end = position, min(position + extent, length)
         if rules.whole_word:
             while first > 1 and not word_starts[first]:
                 first -= 1
             while end < length and not word_starts[end]:
                 end += 1
-        chosen.update(dict.fromkeys(range(first, end)))
-    positions = list(chosen)
-    if len(positions) > wanted:
-        kept = rng.permutation(len(positions))[:wanted].tolist()
-        positions = [positions[i] for i in kept]
-    return sorted(positions)
+        chosen.update(range(first, end))
+    return sorted(sorted(chosen, key=keeping.__getitem__)[:wanted])
 
 
 def mask_tokens(

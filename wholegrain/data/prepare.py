@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from wholegrain import boxes as box_ops
-from wholegrain.data.augment import Augment, AugmentConfig, View
+from wholegrain.data.augment import Augment, AugmentConfig
 from wholegrain.data.batch import IGNORED, WHOLE_IMAGE, Concept, Sample
 from wholegrain.data.decode import ImageError, check_size, decode_image
 from wholegrain.data.directions import swap_directions
@@ -24,6 +22,7 @@ from wholegrain.data.sampling import (
     region_candidates,
     usable_regions,
 )
+from wholegrain.data.views import View, corners_of
 from wholegrain.errors import TextError
 from wholegrain.text import Tokenizer
 
@@ -96,7 +95,8 @@ class Preparer:
         record = corpus.record(index)
         where = f"{getattr(corpus, 'path', 'corpus')}: sample {index} ({record.id})"
         usable = usable_regions(record, sampling)
-        seen = self._see(corpus.image_bytes(index), record, usable, where, rng)
+        image = corpus.image_bytes(index)
+        seen = self._see(image, record, usable, where, rng, sampling.min_area_kept)
         candidates = [
             *caption_candidates(record, sampling, rng),
             *region_candidates(record, usable, seen.shares, seen.anchor, sampling, rng),
@@ -122,25 +122,24 @@ class Preparer:
         usable: Sequence[int],
         where: str,
         rng: np.random.Generator | None,
+        least_share: float,
     ) -> _Seen:
         augment, width, height = self.augment, record.width, record.height
-        corners = box_ops.xywh_to_xyxy(
-            torch.tensor([record.regions[i].box for i in usable], dtype=torch.float64).view(-1, 4)
-        )
-        anchor, view = None, View(0, 0, width, height)
+        corners = [corners_of(record.regions[i].box) for i in usable]
+        anchor, keep, view = None, None, View(0, 0, width, height)
         if rng is not None:
-            row = int(rng.random() * len(usable)) if usable else None
-            anchor = None if row is None else usable[row]
-            keep = None if row is None else corners[row].tolist()
+            if usable:
+                row = int(rng.random() * len(usable))
+                anchor, keep = usable[row], corners[row]
             may_flip = augment.may_flip(_all_texts(record))
             view = augment.choose_view(width, height, keep, may_flip, rng)
         least = view.min_side(width, height, augment.config.resolution)
         decoded = decode_image(data, where, least)
         check_size(decoded, width, height, where)
-        image, shown = augment.render(decoded, view, rng, has_boxes=bool(usable))
+        image, shown = augment.render(decoded, view, rng, bool(usable), keep, least_share)
         placed, shares = shown.place(corners)
-        boxes = dict(zip(usable, map(_four, placed.tolist()), strict=True))
-        return _Seen(image, boxes, shares.tolist(), view.flipped, anchor)
+        boxes = dict(zip(usable, placed, strict=True))
+        return _Seen(image, boxes, shares, view.flipped, anchor)
 
     def _concept(
         self,
@@ -170,11 +169,6 @@ class Preparer:
             region=candidate.region,
             text_index=candidate.text_index,
         )
-
-
-def _four(values: Sequence[float]) -> tuple[float, float, float, float]:
-    a, b, c, d = values
-    return a, b, c, d
 
 
 def _all_texts(record: Record) -> Iterable[str]:

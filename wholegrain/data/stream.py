@@ -22,7 +22,7 @@ from wholegrain.data.sampling import ConceptSampling
 from wholegrain.data.skips import Skip, SkipLedger, SkipPolicy
 from wholegrain.data.storage import StorageGone
 from wholegrain.data.workers import Workers
-from wholegrain.errors import DataError
+from wholegrain.errors import DataError, RecordError
 from wholegrain.text import Tokenizer
 
 _MAX_REPLACEMENTS = 16  # bad samples in a row; more is no accident
@@ -291,7 +291,8 @@ class _EvalBatches:
 
 
 def _skip(part: str, index: int, error: DataError) -> Skip:
-    return Skip(part, index, getattr(error, "cause", "record"), str(error))
+    named = "record" if isinstance(error, RecordError) else "unreadable"
+    return Skip(part, index, getattr(error, "cause", named), str(error))
 
 
 def _received(delivery: _Delivery, ledger: SkipLedger) -> ConceptBatch:

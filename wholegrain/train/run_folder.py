@@ -29,6 +29,8 @@ _FREE = (
     "data.region_updates.train.*.path",
     "data.workers",
     "data.audit",
+    "data.skips*",
+    "data.storage*",
     "data.validation*",
     "data.evaluate*",
     "hidden_input_baselines",

@@ -276,7 +276,8 @@ def test_an_index_that_points_nowhere(copied: Path) -> None:
 
 def test_an_index_of_another_corpus(copied: Path) -> None:
     np.save(copied / "index.npy", np.zeros(3, INDEX_DTYPE))
-    with pytest.raises(DataError, match=f"3 rows of the index .* says {COUNT} and 6; .*data_tools index"):
+    message = f"3 rows of the index .* says {COUNT} and 6; .*data_tools index"
+    with pytest.raises(DataError, match=message):
         Corpus.open(copied)
     write_index(copied)
     assert Corpus.open(copied).record(7) == record(ORDER[7])
