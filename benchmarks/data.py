@@ -37,13 +37,13 @@ from benchmarks.data_corpora import make_corpora, make_tokenizer
 from benchmarks.data_plain import plain_batches
 from benchmarks.data_wait import wait_shares
 from benchmarks.machine import facts
-from wholegrain.data.augment import Augment, AugmentConfig, squeeze
+from wholegrain.data.augment import AugmentConfig, squeeze
 from wholegrain.data.corpus import Corpus
 from wholegrain.data.decode import decode_image
 from wholegrain.data.masking import MaskingConfig
-from wholegrain.data.sampling import ConceptSampling, usable_regions
+from wholegrain.data.sampling import ConceptSampling
 from wholegrain.data.stream import Source, Stream
-from wholegrain.data.views import corners_of
+from wholegrain.data.views import View
 from wholegrain.text import Tokenizer
 
 RESOLUTION = 224
@@ -78,22 +78,15 @@ def decode_whole(corpus: Corpus) -> Callable[[], int]:
     return run
 
 
-def decode_views(corpus: Corpus, config: AugmentConfig) -> Callable[[], int]:
-    """The crops that the pipeline draws, decoded at the scale that each needs, and resized."""
-    import numpy as np
-
-    augment = Augment(config)
-    rng = np.random.default_rng(0)
-    views = []
-    for number in range(len(corpus)):
-        record = corpus.record(number)
-        usable = usable_regions(record, SAMPLING)
-        keep = corners_of(record.regions[usable[0]].box) if usable else None
-        views.append(augment.choose_view(record.width, record.height, keep, False, rng))
-    sizes = [(r.width, r.height) for r in map(corpus.record, range(len(corpus)))]
+def decode_views(
+    corpus: Corpus, tokenizer: Tokenizer, config: AugmentConfig, rounds: int
+) -> Callable[[], int]:
+    """The very crops that the pipeline will draw in its rounds, decoded and resized, no more."""
+    plans = iter([drawn_views(corpus, tokenizer, config, turn) for turn in range(rounds + 1)])
 
     def run() -> int:
-        for number, (view, (width, height)) in enumerate(zip(views, sizes, strict=True)):
+        plan = next(plans)
+        for number, view, width, height in plan:
             least = view.min_side(width, height, RESOLUTION)
             decoded = decode_image(corpus.image_bytes(number), "", least)
             rows, columns = decoded.pixels.shape[:2]
@@ -101,9 +94,28 @@ def decode_views(corpus: Corpus, config: AugmentConfig) -> Callable[[], int]:
             top, left = int(view.top * y), int(view.left * x)
             bottom, right = round((view.top + view.height) * y), round((view.left + view.width) * x)
             squeeze(decoded.pixels[top:bottom, left:right], RESOLUTION)
-        return len(views)
+        return len(plan)
 
     return run
+
+
+def drawn_views(
+    corpus: Corpus, tokenizer: Tokenizer, config: AugmentConfig, turn: int
+) -> list[tuple[int, View, int, int]]:
+    """Sample, view, and stored size of each photo of the pipeline's `turn`-th run."""
+    stream = make_stream(corpus, tokenizer, config, range(10**6))
+    augment = stream.preparer.augment
+    draw, views = augment.choose_view, []
+
+    def note(width: int, height: int, *rest: Any) -> View:
+        views.append((draw(width, height, *rest), width, height))
+        return views[-1][0]
+
+    augment.choose_view = note  # type: ignore[method-assign]
+    count = len(corpus) // BATCH
+    batches = [stream.batch(step) for step in range(turn * count, (turn + 1) * count)]
+    samples = [index for batch in batches for index in batch.extras["index"].tolist()]
+    return [(sample, *view) for sample, view in zip(samples, views, strict=True)]
 
 
 def make_stream(
@@ -195,8 +207,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         tokenizer = make_tokenizer(whole)
         ways = [
             Way("decode + resize, whole photo", decode_whole(whole)),
-            Way("decode + resize, the crops", decode_views(whole, OURS)),
-            Way("decode + resize, X-VLM's crops", decode_views(whole, XVLM)),
+            Way("decode + resize, the crops", decode_views(whole, tokenizer, OURS, args.rounds)),
+            Way(
+                "decode + resize, X-VLM's crops", decode_views(whole, tokenizer, XVLM, args.rounds)
+            ),
             Way("ours", ours(whole, tokenizer, OURS)),
             Way("ours, X-VLM's augmentation", ours(whole, tokenizer, XVLM)),
             Way("straightforward", straightforward(whole, tokenizer)),

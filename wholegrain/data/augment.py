@@ -24,7 +24,7 @@ from wholegrain.data.decode import Decoded, Pixels
 from wholegrain.data.directions import has_direction, is_ambiguous
 from wholegrain.data.geometry import Warp
 from wholegrain.data.randaugment import rand_augment
-from wholegrain.data.views import View, crop, open_crop, resized_crop
+from wholegrain.data.views import Corners, View, crop, open_crop, resized_crop
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -124,48 +124,69 @@ class Augment:
         view: View,
         rng: np.random.Generator | None,
         has_boxes: bool,
-        anchor: tuple[float, float, float, float] | None = None,
+        anchor: Corners | None = None,
         least_share: float = 0.5,
     ) -> tuple[Tensor, View]:
-        """Makes the image of a view.
+        """Makes the image of a view: `cut`, then `paint`, whose arguments see."""
+        planes, shown = self.cut(decoded, view)
+        if rng is not None:
+            planes, shown = self.paint(planes, shown, rng, has_boxes, anchor, least_share)
+        return torch.from_numpy(planes), shown
+
+    def cut(self, decoded: Decoded, view: View) -> tuple[Planes, View]:
+        """Crops, resizes and mirrors.
 
         Args:
             decoded: the image, perhaps at a reduced scale.
             view: in pixels of the stored image.
-            rng: for colour and RandAugment; None leaves the pixels alone.
-            has_boxes: the image has boxes; see `AugmentConfig.randaugment_boxes`.
-            anchor: box (xyxy in pixels of the stored image) of which more than `least_share` must
-                stay in sight when things are moved.
 
         Returns:
-            uint8 (3, R, R), contiguous, and the view that it truly shows: that asked for, widened
-            to whole pixels of the decoded image, with the moves that were made.
+            uint8 (3, R, R), contiguous, of its own memory; and the view that it truly shows: that
+            asked for, widened to whole pixels of the decoded image.
         """
-        rules = self.config
         rows, columns = decoded.pixels.shape[:2]
         x, y = columns / decoded.width, rows / decoded.height
         left, top = floor(view.left * x + 1e-6), floor(view.top * y + 1e-6)
         right = min(columns, ceil((view.left + view.width) * x - 1e-6))
         bottom = min(rows, ceil((view.top + view.height) * y - 1e-6))
-        frame = (left / x, top / y, (right - left) / x, (bottom - top) / y)
-        shown = View(*frame, view.flipped)
-        pixels = squeeze(decoded.pixels[top:bottom, left:right], rules.resolution)
-        planes = _planes(pixels, view.flipped)
-        if rng is None:
-            return torch.from_numpy(planes), shown
+        shown = View(left / x, top / y, (right - left) / x, (bottom - top) / y, view.flipped)
+        pixels = squeeze(decoded.pixels[top:bottom, left:right], self.config.resolution)
+        return _planes(pixels, view.flipped), shown
+
+    def paint(
+        self,
+        planes: Planes,
+        view: View,
+        rng: np.random.Generator,
+        has_boxes: bool,
+        anchor: Corners | None = None,
+        least_share: float = 0.5,
+    ) -> tuple[Planes, View]:
+        """RandAugment and colour.
+
+        Args:
+            planes: of `cut`; may be changed in place.
+            view: what they show.
+            has_boxes: the image has boxes; see `AugmentConfig.randaugment_boxes`.
+            anchor: box (xyxy in pixels of the stored image) of which more than `least_share` must
+                stay in sight when things are moved.
+
+        Returns:
+            The result, perhaps in the same memory, and the view with the moves that were made.
+        """
+        rules = self.config
         if rules.randaugment_ops:
 
             def admitted(warps: tuple[Warp, ...]) -> bool:
-                moved = View(*frame, view.flipped, warps)
-                return anchor is None or moved.place([anchor])[1][0] > least_share
+                return anchor is None or view.moved(warps).place([anchor])[1][0] > least_share
 
             still = has_boxes and rules.randaugment_boxes == "still"
             amount = rules.randaugment_ops, rules.randaugment_magnitude
             planes, warps = rand_augment(planes, *amount, still, rng, admitted)
-            shown = View(*frame, view.flipped, warps)
+            view = view.moved(warps)
         if rules.colour:
             jitter_colour(planes, rules.colour, rng)
-        return torch.from_numpy(planes), shown
+        return planes, view
 
 
 def squeeze(pixels: Pixels, resolution: int) -> Pixels:

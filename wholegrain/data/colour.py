@@ -20,9 +20,8 @@ Numbers: TypeAlias = NDArray[np.int16]
 
 _LUMA = (77, 150, 29)  # ITU-R BT.601 in 1/256: 0.299, 0.587, 0.114
 _MEAN_STRIDE = 13  # odd, so that the pixels that stand for the mean come from all columns
-_FINEST = 7  # binary places of a coefficient
+_FINEST = 6  # binary places of a coefficient
 _held = threading.local()
-_MIDDLE = 128  # taken off before and added after, so that 0..255 fits symmetrically
 
 
 def jitter_colour(planes: Planes, strength: float, rng: np.random.Generator) -> None:
@@ -38,30 +37,28 @@ def jitter_colour(planes: Planes, strength: float, rng: np.random.Generator) -> 
     values, grey = _scratch(planes.shape[1:])
     _grey_into(grey, planes, values)
     grey *= np.int16(of_grey)
-    grey += _wrapped(added)
+    grey += np.int16(added)
     # A plane at a time: all that is touched then stays in a core's cache.
     for plane in planes:
         np.copyto(values, plane)
         values *= np.int16(own)
         values += grey
-        _clamp(values, -_MIDDLE << places, (_MIDDLE << places) - 1)
+        _clamp(values, 0, (256 << places) - 1)
         values >>= places
-        # Bytes less their middle: the cast takes -128..-1 to 128..255.
         np.copyto(plane, values, casting="unsafe")
-    planes ^= _MIDDLE
 
 
 def _coefficients(b: float, c: float, s: float, mean: float) -> tuple[int, int, int, int]:
-    """The map as ``p' = (own p + of_grey grey + added) / 2^places + 128``, in whole numbers.
+    """The map as ``p' = (own p + of_grey grey + added) / 2^places``, in whole numbers.
 
-    `places` is as large as 16 bits allow whatever the pixels are. Half a unit for rounding is in
-    `added`.
+    `places` is as large as 16 bits allow whatever the pixels are. `added` holds half a unit for
+    rounding, and half of `of_grey`, because the grey was cut off.
     """
     for places in range(_FINEST, -1, -1):
         unit = 1 << places
         own, both = round(b * c * s * unit), round(b * c * unit)
-        added = round((b * unit - both) * mean) - _MIDDLE * unit + unit // 2
         of_grey = both - own
+        added = round((b * unit - both) * mean + of_grey / 2) + unit // 2
         low = added + 255 * (min(own, 0) + min(of_grey, 0))
         high = added + 255 * (max(own, 0) + max(of_grey, 0))
         if low >= -(1 << 15) and high < 1 << 15:
@@ -133,14 +130,13 @@ def _mean_grey(planes: Planes) -> float:
 
 
 def _grey_into(grey: Numbers, planes: Planes, spare: Numbers) -> None:
-    """The luma (H, W) of planes, rounded; spoils `spare`."""
+    """The luma (H, W) of planes, cut off; spoils `spare`."""
     np.copyto(grey, planes[0])
     grey *= np.int16(_LUMA[0])
     for plane, weight in zip(planes[1:], _LUMA[1:], strict=True):
         np.copyto(spare, plane)
         spare *= np.int16(weight)
         grey += spare
-    grey += np.int16(128)
     unsigned = grey.view(np.uint16)  # the sum fits 16 bits without a sign
     unsigned >>= 8
 
@@ -158,11 +154,6 @@ def _scratch(shape: tuple[int, ...]) -> tuple[Numbers, Numbers]:
 def _clamp(values: Numbers, low: int, high: int) -> None:
     # torch's `clamp_` is ten times as fast as numpy's `minimum` and `maximum` on 16 bits.
     torch.from_numpy(values).clamp_(low, high)
-
-
-def _wrapped(number: int) -> np.int16:
-    """The number as 16 bits with a sign hold it."""
-    return np.int16((number + (1 << 15)) % (1 << 16) - (1 << 15))
 
 
 def _extremes(planes: Planes) -> tuple[list[int], list[int]]:

@@ -17,7 +17,7 @@ from wholegrain.data.corpus import Corpus
 from wholegrain.data.masking import MaskingConfig
 from wholegrain.data.order import Order, Part
 from wholegrain.data.permutation import keyed_rng, stable_key
-from wholegrain.data.prepare import Preparer, SampleReader
+from wholegrain.data.prepare import Job, Preparer, SampleReader
 from wholegrain.data.sampling import ConceptSampling
 from wholegrain.data.skips import Skip, SkipLedger, SkipPolicy
 from wholegrain.data.storage import StorageGone
@@ -119,9 +119,9 @@ class Stream:
         self.steps = range(start_step, stop_step)
         self.ledger = SkipLedger(skips or SkipPolicy(), rank, world)
         self._workers, self._pin = workers, pin_memory
-        preparer = Preparer(tokenizer, augment, masking)
+        self.preparer = Preparer(tokenizer, augment, masking)
         self._batches = _TrainingBatches(
-            tuple(sources), self.order, preparer, sampling, rank, world, budget
+            tuple(sources), self.order, self.preparer, sampling, rank, world, budget
         )
 
     def __len__(self) -> int:
@@ -205,23 +205,33 @@ class _TrainingBatches:
         self.keys = [stable_key("sample", part.name, part.fingerprint) for part in order.parts]
 
     def __getitem__(self, step: int) -> _Delivery:
-        samples: list[Sample] = []
         skips: list[Skip] = []
         self._prefetch(step)
-        slots = self.order.rank_slice(step, self.rank, self.world)
-        for part, epoch, index in slots.triples():
-            try:
-                samples.append(self._sample(part, epoch, index, skips))
-            except StorageGone as error:
-                return _Delivery(None, 0, (), str(error))
-            except DataError as error:
-                return _Delivery(None, len(samples) + len(skips), tuple(skips), str(error))
+        slots = self.order.rank_slice(step, self.rank, self.world).triples()
+        try:
+            outcomes = self.preparer.prepare([self._job(*slot, attempt=0) for slot in slots])
+            samples = [
+                self._replaced(slot, outcome, skips) if isinstance(outcome, DataError) else outcome
+                for slot, outcome in zip(slots, outcomes, strict=True)
+            ]
+        except StorageGone as error:
+            return _Delivery(None, 0, (), str(error))
+        except DataError as error:
+            return _Delivery(None, len(slots) + len(skips), tuple(skips), str(error))
         if self.budget is not None:
             rng = keyed_rng("budget", self.order.seed, step, self.rank, *self.keys)
             samples = self.budget.kept(samples, rng)
         batch = collate(samples, self.preparer.tokenizer.pad_id)
         batch.extras["step"] = step
         return _Delivery(batch, len(samples) + len(skips), tuple(skips))
+
+    def _job(self, part: int, epoch: int, index: int, attempt: int) -> Job:
+        """What is to be prepared for a slot: its sample, then one successor after the other."""
+        source = self.sources[part]
+        # The replacement's own key would make two equal copies of it in one epoch.
+        rng = keyed_rng(self.keys[part], self.order.seed, epoch, index, attempt)
+        candidate = (index + attempt) % len(source.corpus)
+        return Job(source.corpus, candidate, self.samplings[part], rng, part=part)
 
     def _prefetch(self, step: int) -> None:
         """Asks for the remote shards of a later step, so that they are here when it comes."""
@@ -237,21 +247,18 @@ class _TrainingBatches:
         rows = (part.block or 1) * part.window
         return max(1, rows // (2 * part.per_batch))
 
-    def _sample(self, part: int, epoch: int, index: int, skips: list[Skip]) -> Sample:
-        """The sample at a slot; a bad one gives way to its successors in the corpus."""
-        source = self.sources[part]
-        size = len(source.corpus)
-        attempts = min(size, _MAX_REPLACEMENTS)
+    def _replaced(
+        self, slot: tuple[int, int, int], outcome: Sample | DataError, skips: list[Skip]
+    ) -> Sample:
+        """The sample at a slot whose own is bad: the first sound one of its successors."""
+        source = self.sources[slot[0]]
+        attempts = min(len(source.corpus), _MAX_REPLACEMENTS)
         for attempt in range(attempts):
-            # The replacement's own key would make two equal copies of it in one epoch.
-            rng = keyed_rng(self.keys[part], self.order.seed, epoch, index, attempt)
-            candidate = (index + attempt) % size
-            try:
-                return self.preparer(source.corpus, candidate, self.samplings[part], rng, part=part)
-            except StorageGone:
-                raise  # the sample is not to blame, and its neighbours lie there too
-            except DataError as error:
-                skips.append(_skip(source.name, candidate, error))
+            if attempt:
+                (outcome,) = self.preparer.prepare([self._job(*slot, attempt=attempt)])
+            if not isinstance(outcome, DataError):
+                return outcome
+            skips.append(_skip(source.name, (slot[2] + attempt) % len(source.corpus), outcome))
         raise DataError(
             f"corpus {source.name!r}: {attempts} samples in a row are bad, the last: "
             f"{skips[-1].message}; run `python -m data_tools lint` on it and convert it again"
@@ -271,18 +278,28 @@ class _EvalBatches:
         self.preparer, self.sampling = preparer, sampling
 
     def __getitem__(self, step: int) -> _Delivery:
-        samples: list[Sample] = []
-        skips: list[Skip] = []
         first = step * self.batch_size
         indices = range(first, min(first + self.batch_size, self.size))
-        for index in indices:
-            masking_rng = keyed_rng("evaluation", self.corpus.fingerprint, index)
-            try:
-                samples.append(self.preparer(self.corpus, index, self.sampling, None, masking_rng))
-            except StorageGone as error:
-                return _Delivery(None, 0, (), str(error))
-            except DataError as error:
-                skips.append(_skip("evaluation", index, error))
+        jobs = [
+            Job(
+                self.corpus,
+                index,
+                self.sampling,
+                None,
+                keyed_rng("evaluation", self.corpus.fingerprint, index),
+            )
+            for index in indices
+        ]
+        try:
+            outcomes = self.preparer.prepare(jobs)
+        except StorageGone as error:
+            return _Delivery(None, 0, (), str(error))
+        samples = [outcome for outcome in outcomes if not isinstance(outcome, DataError)]
+        skips = [
+            _skip("evaluation", index, outcome)
+            for index, outcome in zip(indices, outcomes, strict=True)
+            if isinstance(outcome, DataError)
+        ]
         if not samples:
             return _Delivery(None, len(indices), tuple(skips))
         batch = collate(samples, self.preparer.tokenizer.pad_id)

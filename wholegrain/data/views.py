@@ -69,6 +69,10 @@ class View:
             shares.append(share)
         return placed, shares
 
+    def moved(self, warps: tuple[Warp, ...]) -> View:
+        """The same part, with other moves."""
+        return View(self.left, self.top, self.width, self.height, self.flipped, warps)
+
     def min_side(self, width: int, height: int, resolution: int) -> int:
         """Pixels that the shorter side of the whole image needs for the view to fill R x R."""
         need = max(resolution / self.width, resolution / self.height)

@@ -12,13 +12,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from wholegrain.data.augment import AugmentConfig
 from wholegrain.data.batch import Sample
+from wholegrain.data.decode import ImageError
 from wholegrain.data.masking import MaskingConfig
-from wholegrain.data.prepare import Preparer
+from wholegrain.data.prepare import Job, Preparer
 from wholegrain.data.record import Region
 from wholegrain.data.sampling import ConceptSampling
+from wholegrain.data.storage import StorageGone
 from wholegrain.text import Tokenizer
 
 Make = Callable[..., Any]
@@ -103,6 +106,44 @@ def test_a_region_out_of_sight_brings_no_concept(memory_corpus: Make, tokenizer:
             x, _, width, _ = concept.box
             assert x - width / 2 >= -1e-9 and x + width / 2 <= 1 + 1e-9
     assert min(counts.values()) > 5
+
+
+def test_many_at_once_are_as_each_alone(memory_corpus: Make, tokenizer: Tokenizer) -> None:
+    corpus = memory_corpus(9)
+    corpus.images[3] = b"no image"
+    corpus = _with(corpus, captions=("???",), regions=())
+    rules = AugmentConfig(resolution=48, randaugment_ops=2, randaugment_boxes="move")
+    preparer = Preparer(tokenizer, rules, MaskingConfig())
+    sampling = ConceptSampling()
+
+    def job(index: int) -> Job:
+        return Job(corpus, index, sampling, np.random.default_rng(index), part=2)
+
+    outcomes = preparer.prepare([job(index) for index in (4, 0, 3, 8, 4)])
+    for index, outcome in zip((4, 0, 3, 8, 4), outcomes, strict=True):
+        if index in (0, 3):
+            assert isinstance(outcome, ImageError)
+            assert outcome.cause == ("no text" if index == 0 else "not an image")
+            with pytest.raises(ImageError, match=f"sample {index} "):
+                preparer(corpus, index, sampling, np.random.default_rng(index))
+            continue
+        assert isinstance(outcome, Sample)
+        alone = preparer(corpus, index, sampling, np.random.default_rng(index), part=2)
+        assert torch.equal(outcome.image, alone.image)
+        assert dataclasses.replace(outcome, image=alone.image) == alone
+    assert preparer.prepare([]) == []
+
+
+def test_storage_that_is_gone_is_nobodys_fault(memory_corpus: Make, tokenizer: Tokenizer) -> None:
+    corpus = memory_corpus(3)
+
+    def gone(i: int) -> bytes:
+        raise StorageGone("s3://bucket/shard: gave no byte for 60 s")
+
+    corpus.image_bytes = gone
+    preparer = Preparer(tokenizer, AugmentConfig(resolution=48), None)
+    with pytest.raises(StorageGone):
+        preparer.prepare([Job(corpus, 0, ConceptSampling(), np.random.default_rng(0))])
 
 
 PROGRAM = """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from tests.wholegrain.data.storage.contents import cached_bytes, content, digest
 from wholegrain.data.storage import NodeCache, RemoteFile, StorageConfig, configure, default_cache
 from wholegrain.data.storage import current as current_settings
 from wholegrain.data.storage import download as downloading
+from wholegrain.data.storage.cache_folder import Busy, Claim
 from wholegrain.errors import ConfigError, DataError
 
 MB = 1_000_000
@@ -229,9 +231,38 @@ def test_a_reservation_counts_from_the_first_byte(make_cache: Make, store: Store
     url = store("b", data[1])
     with pytest.raises(DataError, match="full of files in use"):
         other.local(url, 1000, digest(data[1]))
-    assert claim is not None
-    claim.release()  # type: ignore[union-attr]
+    assert isinstance(claim, Claim)
+    claim.release()
     other.local(url, 1000, digest(data[1])).close()
+
+
+def test_who_comes_late_finds_the_file_whole(make_cache: Make, store: Store) -> None:
+    """Between looking for a file and asking to download it, another process may have done so."""
+    cache, data = make_cache(), content(1000)
+    first = cache._files.claim(digest(data), 1000, "a")
+    assert isinstance(first, Claim)
+    assert isinstance(cache._files.claim(digest(data), 1000, "a"), Busy)
+    os.pwrite(first.descriptor, data, 0)
+    with cache._files.locked():  # as long as somebody else looks around, nothing is renamed
+        keeping = threading.Thread(target=first.keep)
+        keeping.start()
+        keeping.join(0.2)
+        assert not wholes(cache.folder)
+    keeping.join()
+    first.release()
+    assert cache._files.claim(digest(data), 1000, "a") is None
+    assert cache.local("memory://nowhere", 1000, digest(data)).read() == data
+
+
+def test_nothing_is_evicted_in_vain(make_cache: Make, store: Store) -> None:
+    cache, data = make_cache(2500, patience_s=0.2), content(1000)
+    cache.local(store("a", data), 1000, digest(data)).close()
+    claim = cache._files.claim(digest(b"b"), 1000, "b")
+    assert isinstance(claim, Claim)
+    with pytest.raises(DataError, match="full of files in use"):
+        cache.local(store("c", bytes(2000)), 2000)
+    assert wholes(cache.folder) == {digest(data)}
+    claim.release()
 
 
 def test_a_full_disk_makes_room_first_and_says_so_when_there_is_none(

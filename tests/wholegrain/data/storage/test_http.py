@@ -128,7 +128,7 @@ place = st.tuples(st.integers(0, LENGTH), st.integers(0, 5000))
 
 @pytest.mark.slow
 @settings(
-    max_examples=12,
+    max_examples=8,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

@@ -137,7 +137,7 @@ def test_under_pressure_the_bound_holds_and_readers_read_on(
 
     readers = [start(seed) for seed in range(3)]
     folder = CacheFolder(settings.folder(), bound)
-    largest, end, seed = 0, time.monotonic() + 6.0, 3
+    largest, end, seed = 0, time.monotonic() + 4.0, 3
     while time.monotonic() < end:
         with folder.locked():
             largest = max(largest, sum(entry.bytes for entry in folder._entries()))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
-import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
@@ -18,6 +18,7 @@ from wholegrain.data.storage.urls import DRIVERS
 from wholegrain.errors import ConfigError
 
 Make = Callable[..., NodeCache]
+REGISTRY = importlib.import_module("fsspec.registry")
 
 
 @pytest.mark.parametrize("scheme", [name for name, each in DRIVERS.items() if each.package])
@@ -28,7 +29,7 @@ def test_a_missing_driver_is_named(
     assert package is not None
     monkeypatch.setitem(sys.modules, package, None)
     # fsspec keeps what it has imported before.
-    monkeypatch.setattr(fsspec.registry, "_registry", {})
+    monkeypatch.delitem(REGISTRY._registry, DRIVERS[scheme].protocol, raising=False)
     for module in [name for name in sys.modules if name.startswith(f"{package}.")]:
         monkeypatch.delitem(sys.modules, module)
     cache = make_cache(timeout_s=4.5)
@@ -44,19 +45,20 @@ class Hanging(MemoryFileSystem):
     def cat_file(self, *arguments: Any, **options: Any) -> bytes:
         if self.hang.is_set():
             time.sleep(3.0)
+        assert options.pop("seekable")  # Arrow's cannot read a range otherwise
         return bytes(super().cat_file(*arguments, **options))
 
 
 def test_a_blocking_driver_that_hangs_is_given_up(
     make_cache: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fsspec.registry, "_registry", {"hdfs": Hanging})
+    monkeypatch.setitem(REGISTRY._registry, "hdfs", Hanging)
     system = Hanging()
-    system.pipe_file("/h/a", b"content")
+    system.pipe_file("hdfs://h/a", b"content")
     cache = make_cache(timeout_s=0.2, attempts=2)
     Hanging.hang.set()
     try:
-        with pytest.raises(StorageGone, match="no answer in 0 s|no answer in"):
+        with pytest.raises(StorageGone, match="no answer in"):
             cache.local("hdfs://h/a", 7, digest(b"content"))
     finally:
         Hanging.hang.clear()
