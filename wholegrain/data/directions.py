@@ -49,7 +49,7 @@ _GAP = r"[ \t-]+"  # never a line break: that parts texts
 _HOUR = "|".join(sorted(_NUMBER, key=len, reverse=True))
 _OCLOCK = r"[ \t-]*o[ \t]?['’`]?[ \t]?clock"
 _PLACED = _words("on to from at in far top bottom upper lower back front middle mid center very")
-_BY_LETTER = ["on the", "to the", "from the", "far", "on", "from", "top", "bottom", "upper", "lower"]
+_BY_LETTER = ["on the", "to the", "from the", *_words("far on from top bottom upper lower")]
 _PLACE = _words("side sides hand corner edge end most part half")
 
 
