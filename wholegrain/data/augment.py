@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from math import ceil, floor
 from typing import Annotated, Literal
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from wholegrain.config import config
 from wholegrain.data.colour import Planes, jitter_colour
+from wholegrain.data.colour import to_planes as planes_of
 from wholegrain.data.decode import Decoded, Pixels
 from wholegrain.data.directions import has_direction, is_ambiguous
 from wholegrain.data.geometry import Warp
@@ -126,14 +128,18 @@ class Augment:
         has_boxes: bool,
         anchor: Corners | None = None,
         least_share: float = 0.5,
+        out: Planes | None = None,
     ) -> tuple[Tensor, View]:
-        """Makes the image of a view: `cut`, then `paint`, whose arguments see."""
-        planes, shown = self.cut(decoded, view)
-        if rng is not None:
-            planes, shown = self.paint(planes, shown, rng, has_boxes, anchor, least_share)
+        """Makes the image of a view: `cut`, then `paint`, whose arguments see; without `rng` the
+        first alone. Returns uint8 (3, R, R) and what it shows.
+        """
+        pixels, shown = self.cut(decoded, view)
+        if rng is None:
+            return torch.from_numpy(planes_of(pixels, out)), shown
+        planes, shown = self.paint(pixels, shown, rng, has_boxes, anchor, least_share, out)
         return torch.from_numpy(planes), shown
 
-    def cut(self, decoded: Decoded, view: View) -> tuple[Planes, View]:
+    def cut(self, decoded: Decoded, view: View) -> tuple[Pixels, View]:
         """Crops, resizes and mirrors.
 
         Args:
@@ -141,8 +147,8 @@ class Augment:
             view: in pixels of the stored image.
 
         Returns:
-            uint8 (3, R, R), contiguous, of its own memory; and the view that it truly shows: that
-            asked for, widened to whole pixels of the decoded image.
+            uint8 (R, R, 3), contiguous; and the view that it truly shows: that asked for, widened
+            to whole pixels of the decoded image.
         """
         rows, columns = decoded.pixels.shape[:2]
         x, y = columns / decoded.width, rows / decoded.height
@@ -151,28 +157,32 @@ class Augment:
         bottom = min(rows, ceil((view.top + view.height) * y - 1e-6))
         shown = View(left / x, top / y, (right - left) / x, (bottom - top) / y, view.flipped)
         pixels = squeeze(decoded.pixels[top:bottom, left:right], self.config.resolution)
-        return _planes(pixels, view.flipped), shown
+        if view.flipped:
+            pixels = cv2.flip(pixels, 1)  # type: ignore[assignment]  # uint8, as before
+        return np.ascontiguousarray(pixels), shown
 
     def paint(
         self,
-        planes: Planes,
+        pixels: Pixels,
         view: View,
         rng: np.random.Generator,
         has_boxes: bool,
         anchor: Corners | None = None,
         least_share: float = 0.5,
+        out: Planes | None = None,
     ) -> tuple[Planes, View]:
         """RandAugment and colour.
 
         Args:
-            planes: of `cut`; may be changed in place.
+            pixels: of `cut`.
             view: what they show.
             has_boxes: the image has boxes; see `AugmentConfig.randaugment_boxes`.
             anchor: box (xyxy in pixels of the stored image) of which more than `least_share` must
                 stay in sight when things are moved.
+            out: uint8 (3, R, R) for the result; None takes memory of its own.
 
         Returns:
-            The result, perhaps in the same memory, and the view with the moves that were made.
+            uint8 (3, R, R), contiguous, and the view with the moves that were made.
         """
         rules = self.config
         if rules.randaugment_ops:
@@ -182,11 +192,16 @@ class Augment:
 
             still = has_boxes and rules.randaugment_boxes == "still"
             amount = rules.randaugment_ops, rules.randaugment_magnitude
-            planes, warps = rand_augment(planes, *amount, still, rng, admitted)
+            planes, warps = rand_augment(planes_of(pixels, out), *amount, still, rng, admitted)
             view = view.moved(warps)
+            if not rules.colour:
+                if out is not None and planes is not out:
+                    np.copyto(out, planes)
+                return planes if out is None else out, view
+            pixels = np.ascontiguousarray(planes.transpose(1, 2, 0))
         if rules.colour:
-            jitter_colour(planes, rules.colour, rng)
-        return planes, view
+            pixels = jitter_colour(pixels, rules.colour, rng)
+        return planes_of(pixels, out), view
 
 
 def squeeze(pixels: Pixels, resolution: int) -> Pixels:
@@ -207,12 +222,4 @@ def squeeze(pixels: Pixels, resolution: int) -> Pixels:
 
 def to_planes(pixels: Pixels) -> Tensor:
     """uint8 (h, w, 3) as a contiguous tensor (3, h, w) of its own memory."""
-    return torch.from_numpy(_planes(pixels, flipped=False))
-
-
-def _planes(pixels: Pixels, flipped: bool) -> Planes:
-    """A copy as (3, h, w), mirrored in the same go."""
-    height, width, colours = pixels.shape
-    planes = np.empty((colours, height, width), dtype=np.uint8)
-    np.copyto(planes, (pixels[:, ::-1] if flipped else pixels).transpose(2, 0, 1))
-    return planes
+    return torch.from_numpy(planes_of(np.ascontiguousarray(pixels)))

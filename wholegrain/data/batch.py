@@ -191,7 +191,7 @@ def collate(samples: Sequence[Sample], pad_id: int = 0) -> ConceptBatch:
     rows = [row for row, sample in enumerate(samples) for _ in sample.concepts]
     lengths = [len(concept.ids) for concept in concepts]
     return ConceptBatch(
-        images=torch.stack([sample.image for sample in samples]),
+        images=_stacked([sample.image for sample in samples]),
         concept_image=torch.tensor(rows, dtype=torch.long),
         concept_box=torch.tensor([c.box for c in concepts], dtype=torch.float32).view(-1, 4),
         grain=torch.tensor([c.grain for c in concepts], dtype=torch.long),
@@ -211,6 +211,21 @@ def collate(samples: Sequence[Sample], pad_id: int = 0) -> ConceptBatch:
             "texts": [c.text for c in concepts],
         },
     )
+
+
+def _stacked(images: Sequence[Tensor]) -> Tensor:
+    """The images as one tensor; those that lie in a row in one memory are not copied."""
+    first, count = images[0], len(images)
+    size = first.numel() * first.element_size()
+    starts = range(first.data_ptr(), first.data_ptr() + count * size, size)
+    shared = first.untyped_storage()
+    room = shared.data_ptr() + shared.nbytes() - first.data_ptr()
+    if room < count * size or any(
+        image.data_ptr() != start or not image.is_contiguous() or image.shape != first.shape
+        for image, start in zip(images, starts, strict=True)
+    ):
+        return torch.stack(list(images))
+    return first.as_strided((count, *first.shape), (first.numel(), *first.stride()))
 
 
 def _packed(texts: Sequence[Sequence[int]]) -> Tensor:

@@ -1,8 +1,8 @@
-"""Colour operations on planes of bytes, in place, in whole numbers of 16 bits.
+"""Colour operations on bytes.
 
-A float copy of a photo takes longer to write than everything here together. All of them work on
-uint8 (3, H, W), red, green and blue, contiguous. Sums may wrap around 16 bits on the way, as long
-as the result fits; no operation's result depends on the processor.
+The jitter is OpenCV's, on pixels. RandAugment's operations work on planes, uint8 (3, H, W), in
+place and in whole numbers of 16 bits: a float copy of a photo takes longer to write than they do.
+Sums may wrap around 16 bits on the way, as long as the result fits.
 """
 
 from __future__ import annotations
@@ -10,60 +10,61 @@ from __future__ import annotations
 import threading
 from typing import TypeAlias
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from wholegrain.data.decode import Pixels
+
 Planes: TypeAlias = NDArray[np.uint8]
 Numbers: TypeAlias = NDArray[np.int16]
 
-_LUMA = (77, 150, 29)  # ITU-R BT.601 in 1/256: 0.299, 0.587, 0.114
-_MEAN_STRIDE = 13  # odd, so that the pixels that stand for the mean come from all columns
-_FINEST = 6  # binary places of a coefficient
 _held = threading.local()
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+
+# OpenCV's own threads do not survive a fork, and a loader has processes enough.
+cv2.setNumThreads(0)
 
 
-def jitter_colour(planes: Planes, strength: float, rng: np.random.Generator) -> None:
+def jitter_colour(pixels: Pixels, strength: float, rng: np.random.Generator) -> Pixels:
     """Random brightness b, contrast c and saturation s, as one affine map of the colours:
 
         p' = b (c (s p + (1 - s) grey(p)) + (1 - c) mean grey)
 
-    with each factor uniform in 1 - strength .. 1 + strength, and b c and b c s rounded to a
-    multiple of 1/64 or coarser (1/16 at strength 1).
+    with each factor uniform in 1 - strength .. 1 + strength, of uint8 (H, W, 3); exact to one
+    level. The result lasts until this thread's next call.
     """
     b, c, s = (1 + strength * (2 * rng.random(3) - 1)).tolist()
-    places, own, of_grey, added = _coefficients(b, c, s, _mean_grey(planes))
-    values, grey = _scratch(planes.shape[1:])
-    _grey_into(grey, planes, values)
-    grey *= np.int16(of_grey)
-    grey += np.int16(added)
-    # A plane at a time: all that is touched then stays in a core's cache.
-    for plane in planes:
-        np.copyto(values, plane)
-        values *= np.int16(own)
-        values += grey
-        _clamp(values, 0, (256 << places) - 1)
-        values >>= places
-        np.copyto(plane, values, casting="unsafe")
+    mean = sum(w * level for w, level in zip(_LUMA, cv2.mean(pixels), strict=False))
+    own, added = b * c * s, b * (1 - c) * mean
+    red, green, blue = (b * c * (1 - s) * w for w in _LUMA)
+    matrix = np.array(
+        [
+            [own + red, green, blue, added],
+            [red, own + green, blue, added],
+            [red, green, own + blue, added],
+        ],
+        dtype=np.float32,
+    )
+    cv2.transform(pixels, matrix, dst=(changed := _scratch(pixels.shape)))
+    return changed
 
 
-def _coefficients(b: float, c: float, s: float, mean: float) -> tuple[int, int, int, int]:
-    """The map as ``p' = (own p + of_grey grey + added) / 2^places``, in whole numbers.
+def _scratch(shape: tuple[int, ...]) -> Pixels:
+    """Memory of a thread: pages new to the process would cost as much as the arithmetic."""
+    held: Pixels | None = getattr(_held, "pixels", None)
+    if held is None or held.shape != shape:
+        held = _held.pixels = np.empty(shape, dtype=np.uint8)
+    return held
 
-    `places` is as large as 16 bits allow whatever the pixels are. `added` holds half a unit for
-    rounding, and half of `of_grey`, because the grey was cut off.
-    """
-    for places in range(_FINEST, -1, -1):
-        unit = 1 << places
-        own, both = round(b * c * s * unit), round(b * c * unit)
-        of_grey = both - own
-        added = round((b * unit - both) * mean + of_grey / 2) + unit // 2
-        low = added + 255 * (min(own, 0) + min(of_grey, 0))
-        high = added + 255 * (max(own, 0) + max(of_grey, 0))
-        if low >= -(1 << 15) and high < 1 << 15:
-            break
-    return places, own, of_grey, added
+
+def to_planes(pixels: Pixels, out: Planes | None = None) -> Planes:
+    """(H, W, 3) as contiguous (3, H, W), in `out` or memory of its own."""
+    planes = np.empty((3, *pixels.shape[:2]), dtype=np.uint8) if out is None else out
+    cv2.split(pixels, list(planes))
+    return planes
 
 
 def brighten(planes: Planes, factor: float) -> None:
@@ -121,34 +122,6 @@ def sharpen(planes: Planes, factor: float) -> None:
     away += inner.view(np.int16)
     _clamp(away, 0, 255)
     np.copyto(planes[:, 1:-1, 1:-1], away, casting="unsafe")
-
-
-def _mean_grey(planes: Planes) -> float:
-    sample = planes.reshape(3, -1)[:, ::_MEAN_STRIDE]
-    sums = sample.sum(axis=1, dtype=np.int64).tolist()
-    return sum(w * total for w, total in zip(_LUMA, sums, strict=True)) / 256 / sample.shape[1]
-
-
-def _grey_into(grey: Numbers, planes: Planes, spare: Numbers) -> None:
-    """The luma (H, W) of planes, cut off; spoils `spare`."""
-    np.copyto(grey, planes[0])
-    grey *= np.int16(_LUMA[0])
-    for plane, weight in zip(planes[1:], _LUMA[1:], strict=True):
-        np.copyto(spare, plane)
-        spare *= np.int16(weight)
-        grey += spare
-    unsigned = grey.view(np.uint16)  # the sum fits 16 bits without a sign
-    unsigned >>= 8
-
-
-def _scratch(shape: tuple[int, ...]) -> tuple[Numbers, Numbers]:
-    """Memory of a thread, twice (H, W); new memory for each photo would cost half as much as the
-    arithmetic.
-    """
-    held: tuple[Numbers, Numbers] | None = getattr(_held, "arrays", None)
-    if held is None or held[0].shape != shape:
-        held = _held.arrays = (np.empty(shape, np.int16), np.empty(shape, np.int16))
-    return held
 
 
 def _clamp(values: Numbers, low: int, high: int) -> None:

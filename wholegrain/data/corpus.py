@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -31,6 +31,8 @@ from wholegrain.data.storage import file_name
 from wholegrain.errors import DataError
 
 _FAULTS_SHOWN = 10
+_PATHS_KEPT = 256
+_ROWS_KEPT = 1024  # a batch's, between its records and its images
 
 
 class Corpus:
@@ -62,6 +64,7 @@ class Corpus:
         self._index, self._files = index, files
         self._records = manifest["layout"] == LAYOUT_RECORDS
         self._splits = list(manifest["splits"])
+        self._row = lru_cache(_ROWS_KEPT)(index.__getitem__)
         self._rows = range(len(index))
         self.fingerprint: str = manifest["fingerprint"]
         if split is not None:
@@ -91,7 +94,8 @@ class Corpus:
                 f"{place.path}: {len(index)} rows of the index and {len(shards)} shards, where the "
                 f"manifest says {rows} and {count}; run `python -m data_tools index {place.path}`"
             )
-        paths: Column[Path | str] = Column(count, partial(place.shard, shards))
+        path_of: Callable[[int], Path | str] = partial(place.shard, shards)
+        paths = Column(count, lru_cache(_PATHS_KEPT)(path_of))
         place.check_present(paths)
         files = ShardFiles(paths, Column(count, shards.bytes), Column(count, shards.sha256))
         return cls(place, manifest, index, shards, files, None)
@@ -136,18 +140,18 @@ class Corpus:
             DataError: the shard or the record is damaged.
         """
         number = self._number(i)
-        row = self._index[number]
+        row = self._row(number)
         where = f"{self._files.path(int(row['shard']))}: sample {number}"
         meta = self._read(row, "meta")
         return parse_record(meta, where) if self._records else self._plain(row, meta, where)
 
     def image_bytes(self, i: int) -> bytes:
         """Sample ``i``'s image, encoded as it is stored; errors as in :meth:`record`."""
-        return self._read(self._index[self._number(i)], "image")
+        return self._read(self._row(self._number(i)), "image")
 
     def image_kind(self, i: int) -> ImageKind:
         """The format that sample ``i``'s file name claims."""
-        kind = int(self._index[self._number(i)]["kind"])
+        kind = int(self._row(self._number(i))["kind"])
         if kind >= len(IMAGE_KINDS):
             raise DataError(
                 f"{self.path}: the index is damaged at sample {i}; index the tars again"
@@ -189,7 +193,7 @@ class Corpus:
 
     def shard_name(self, i: int) -> str:
         """Where sample ``i`` is stored, for messages."""
-        return str(self._files.path(int(self._index[self._number(i)]["shard"])))
+        return str(self._files.path(int(self._row(self._number(i))["shard"])))
 
     @property
     def is_remote(self) -> bool:
@@ -199,7 +203,7 @@ class Corpus:
     def prefetch(self, samples: Iterable[int]) -> None:
         """Has the shards of samples that will be read soon fetched in the background."""
         if self.is_remote:
-            shards = (int(self._index[self._number(i)]["shard"]) for i in samples)
+            shards = (int(self._row(self._number(i))["shard"]) for i in samples)
             self._files.prefetch(dict.fromkeys(shards))
 
     def _files_and_digests(self) -> Iterator[tuple[str, str, int | None]]:

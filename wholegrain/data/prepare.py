@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from wholegrain.data.augment import Augment, AugmentConfig
 from wholegrain.data.batch import IGNORED, WHOLE_IMAGE, Concept, Sample
-from wholegrain.data.colour import Planes
 from wholegrain.data.decode import ImageError, check_size, decode_image
 from wholegrain.data.directions import swap_directions
 from wholegrain.data.masking import MaskingConfig, Vocabulary, mask_tokens
@@ -125,8 +126,14 @@ class Preparer:
             StorageGone: remote storage gives no more bytes.
         """
         chosen = [_attempt(self._choose, job) for job in jobs]
-        cut = [_attempt(self._cut, *pair) for pair in zip(jobs, chosen, strict=True)]
-        triples = zip(jobs, chosen, cut, strict=True)
+        side = self.augment.config.resolution
+        # One memory for all, which `collate` takes as it is.
+        images = torch.empty(len(jobs), 3, side, side, dtype=torch.uint8)
+        seen = [
+            _attempt(partial(self._see, images[row]), job, choice)
+            for row, (job, choice) in enumerate(zip(jobs, chosen, strict=True))
+        ]
+        triples = zip(jobs, chosen, seen, strict=True)
         return [_attempt(self._finish, *triple) for triple in triples]
 
     def _choose(self, job: Job) -> _Chosen:
@@ -144,26 +151,23 @@ class Preparer:
         view = self.augment.choose_view(record.width, record.height, keep, may_flip, rng)
         return _Chosen(record, where, usable, corners, anchor, view)
 
-    def _cut(self, job: Job, chosen: _Chosen) -> tuple[Planes, View]:
-        """Decodes the image and cuts the view out of it."""
+    def _see(self, image: Tensor, job: Job, chosen: _Chosen) -> tuple[Tensor, View]:
+        """Decodes the image, cuts the view out of it and augments it, into `image`."""
         width, height = chosen.record.width, chosen.record.height
         least = chosen.view.min_side(width, height, self.augment.config.resolution)
         data = job.corpus.image_bytes(job.index)
         decoded = decode_image(data, chosen.where, least)
         check_size(decoded, width, height, chosen.where)
-        return self.augment.cut(decoded, chosen.view)
+        keep = None if chosen.anchor is None else chosen.corners[chosen.anchor]
+        has_boxes, least_share = bool(chosen.usable), job.sampling.min_area_kept
+        arguments = decoded, chosen.view, job.rng, has_boxes, keep, least_share
+        _, shown = self.augment.render(*arguments, out=image.numpy())
+        return image, shown
 
-    def _finish(self, job: Job, chosen: _Chosen, cut: tuple[Planes, View]) -> Sample:
-        """Paints the image and makes the concepts."""
-        (planes, shown), rng, sampling, record = cut, job.rng, job.sampling, chosen.record
-        anchor = None
-        if rng is not None:
-            keep = None
-            if chosen.anchor is not None:
-                keep, anchor = chosen.corners[chosen.anchor], chosen.usable[chosen.anchor]
-            planes, shown = self.augment.paint(
-                planes, shown, rng, bool(chosen.usable), keep, sampling.min_area_kept
-            )
+    def _finish(self, job: Job, chosen: _Chosen, seen: tuple[Tensor, View]) -> Sample:
+        """Makes the concepts."""
+        (image, shown), rng, sampling, record = seen, job.rng, job.sampling, chosen.record
+        anchor = None if chosen.anchor is None else chosen.usable[chosen.anchor]
         placed, shares = shown.place(chosen.corners)
         boxes = dict(zip(chosen.usable, placed, strict=True))
         candidates = [
@@ -182,7 +186,6 @@ class Preparer:
         if not concepts:
             raise ImageError(chosen.where, "no text", _nothing_left(record, sampling))
         size = (record.width, record.height)
-        image = torch.from_numpy(planes)
         return Sample(record.id, image, concepts, job.index, job.part, size)
 
     def _concept(

@@ -58,13 +58,11 @@ def moved(planes: np.ndarray, warp: Warp) -> np.ndarray:
 
 
 def jittered(planes: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
-    """The stated equation, float (3, H, W), its two products rounded to 1/64 as stated."""
+    """The stated equation, float (3, H, W)."""
     b, c, s = 1 + strength * (2 * rng.random(3) - 1)
     values = planes.astype(float)
     grey = np.tensordot(LUMA, values, 1)
-    mean = np.tensordot(LUMA, values.reshape(3, -1)[:, ::13], 1).mean()
-    bc, bcs = b * c, b * c * s
-    return np.clip(bcs * values + (bc - bcs) * grey + b * (1 - c) * mean, 0, 255)
+    return np.clip(b * (c * (s * values + (1 - s) * grey) + (1 - c) * grey.mean()), 0, 255)
 
 
 def photo(seed: int, height: int = 96, width: int = 96) -> np.ndarray:

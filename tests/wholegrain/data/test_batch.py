@@ -117,3 +117,18 @@ def test_random_texts_survive_packing_and_padding() -> None:
     texts = [[2, *rng.integers(5, 99, rng.integers(1, 12)).tolist()] for _ in range(20)]
     ids, mask, _, _ = collate([_sample(0, texts[:8]), _sample(1, texts[8:])]).padded()
     assert [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)] == texts
+
+
+def test_images_that_lie_in_a_row_are_not_copied() -> None:
+    base = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
+    concept = Concept(IMAGE, WHOLE_IMAGE, "a", [1, 2], [1, 2], [-100, -100])
+    samples = [Sample(str(row), base[row], [concept]) for row in range(4)]
+    assert collate(samples).images.data_ptr() == base.data_ptr()
+    for chosen in ([0, 1, 3], [1, 0, 2], [0, 2], [3], [1, 2, 3]):
+        images = collate([samples[row] for row in chosen]).images
+        assert torch.equal(images, base[chosen])
+    apart = [Sample("x", base[0].clone(), [concept]), *samples[1:]]
+    assert torch.equal(collate(apart).images, base)
+    assert torch.equal(
+        collate([Sample("y", base[0].transpose(1, 2), [concept])]).images[0], base[0].mT
+    )

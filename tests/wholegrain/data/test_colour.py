@@ -8,32 +8,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.wholegrain.data.slow_augment import jittered, painted, photo
-from wholegrain.data.colour import autocontrast, brighten, equalise, jitter_colour, sharpen
+from wholegrain.data.colour import (
+    autocontrast,
+    brighten,
+    equalise,
+    jitter_colour,
+    sharpen,
+    to_planes,
+)
 
 
 def _jittered(planes: np.ndarray, strength: float, seed: int) -> np.ndarray:
-    changed = planes.copy()
-    jitter_colour(changed, strength, np.random.default_rng(seed))
-    return changed
+    pixels = np.ascontiguousarray(planes.transpose(1, 2, 0))
+    return to_planes(jitter_colour(pixels, strength, np.random.default_rng(seed)))
 
 
-@pytest.mark.parametrize("strength", [0.05, 0.2, 0.3, 0.5])
-def test_jitter_is_the_stated_equation(strength: float) -> None:
-    worst = 0.0
+@pytest.mark.parametrize("strength", [0.05, 0.2, 0.3, 0.5, 1.0])
+def test_jitter_is_the_stated_equation_rounded(strength: float) -> None:
     for seed in range(20):
         planes = photo(seed)
         exact = jittered(planes, strength, np.random.default_rng(seed))
-        worst = max(worst, abs(_jittered(planes, strength, seed) - exact).max())
-    # Half a level of rounding; a coefficient off by 1/128 of values up to 255; the luma's rounding.
-    assert 0.4 < worst <= 3.0
-
-
-@pytest.mark.parametrize("strength", [0.7, 1.0])
-def test_strong_jitter_is_coarser_and_does_not_overflow(strength: float) -> None:
-    for seed in range(30):
-        planes = photo(seed)
-        exact = jittered(planes, strength, np.random.default_rng(seed))
-        assert abs(_jittered(planes, strength, seed) - exact).max() <= 6
+        error = abs(_jittered(planes, strength, seed) - exact)
+        assert error.max() <= 1.0  # half a level of rounding, and coefficients in 1/1024
+        assert error.mean() > 0.05  # something was to be rounded
 
 
 @settings(deadline=None, max_examples=150)
@@ -42,7 +39,14 @@ def test_extreme_pictures_do_not_overflow(strength: float, seed: int, level: int
     planes = np.zeros((3, 26, 26), np.uint8)
     planes[0], planes[1, :13], planes[2, :, ::2] = 255, level, 255 - level
     exact = jittered(planes, strength, np.random.default_rng(seed))
-    assert abs(_jittered(planes, strength, seed) - exact).max() <= 12
+    assert abs(_jittered(planes, strength, seed) - exact).max() <= 1.0
+
+
+def test_planes_are_the_pixels_in_another_layout() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 11, 3), dtype=np.uint8)
+    planes = to_planes(pixels)
+    assert planes.flags.c_contiguous
+    assert np.array_equal(planes, pixels.transpose(2, 0, 1))
 
 
 def test_grey_stays_grey_and_only_brightness_shows_on_one_colour() -> None:
@@ -52,7 +56,7 @@ def test_grey_stays_grey_and_only_brightness_shows_on_one_colour() -> None:
         assert abs(_jittered(flat, 0.3, seed).astype(int) - b * 100).max() <= 1
         grey = np.repeat(photo(seed)[:1], 3, axis=0)
         changed = _jittered(grey, 0.3, seed).astype(int)
-        assert (changed == changed[:1]).all()
+        assert (abs(changed - changed[:1]) <= 1).all()
 
 
 def test_no_strength_changes_nothing() -> None:
