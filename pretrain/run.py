@@ -16,7 +16,7 @@ from pretrain.validate import validate
 from wholegrain.config import dump_config, to_dict
 from wholegrain.data.leak_audit import STATEMENT, release_extras
 from wholegrain.data.storage import file_name
-from wholegrain.data.stream import Source
+from wholegrain.data.stream import Source, make_order
 from wholegrain.errors import ConfigError
 from wholegrain.hub.card import Card
 from wholegrain.hub.release import save_release
@@ -150,11 +150,15 @@ def describe(data: PretrainData) -> str:
     """What is read, a line for each mixture."""
     config, run = data.config.data, data.config.run
     total = sum(len(source.corpus) for source in data.sources)
+    vocabulary = f"{data.tokenizer.vocab_size:,} word pieces"
     lines = [
-        f"corpora      {_named(config.train, data.sources)}; "
-        f"{data.tokenizer.vocab_size:,} word pieces",
+        f"corpora      {_named(config.train, data.sources)}; {vocabulary}",
         f"epochs       {run.steps * run.batch_size / total:.1f} of {total:,} images",
     ]
+    if len(data.sources) > 1:  # each ends its epochs for itself
+        epochs = make_order(run.seed, data.sources).epochs(run.steps * run.accumulation)
+        pairs = zip(config.train, epochs, strict=True)
+        lines[-1] += "; " + ", ".join(f"{entry.path} {count:.1f}" for entry, count in pairs)
     if config.region_updates is not None:
         lines.append(f"regions      {_named(config.region_updates.train, data.region_sources)}")
     return "\n".join(lines)
