@@ -254,7 +254,7 @@ def read_photo(photo: Photo, min_side: int | None = None) -> Decoded:
         data = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from None
-    decoded = decode_image(data, str(path), min_side)
+    decoded = decode_image(data, str(path), min_side, smallest=1)
     _warn_of_orientation(path, data)
     return decoded
 
@@ -267,7 +267,7 @@ def _from_pil(photo: Image.Image) -> Decoded:
     # Palettes, transparency and 16 bits have rules in the decoder; PNG carries them there intact.
     packed = io.BytesIO()
     photo.save(packed, "PNG", compress_level=0)
-    return decode_image(packed.getvalue(), "image")
+    return decode_image(packed.getvalue(), "image", smallest=1)
 
 
 def _warn_of_orientation(path: Path, data: bytes) -> None:

@@ -282,6 +282,8 @@ def test_a_dry_run_of_each_recipe(
     config = recipe(name)
     for entry in config.data.train:
         assert f"{corpora / Path(entry.path).name} (5)" in text
+    (epochs,) = (line for line in text.splitlines() if line.startswith("epochs "))
+    assert all(f"{corpora / Path(entry.path).name} " in epochs for entry in config.data.train)
     assert f"steps        {config.run.steps:,}" in text
     (losses,) = (line for line in text.splitlines() if line.startswith("losses "))
     assert "nan" not in losses

@@ -69,7 +69,9 @@ class Decoded:
     height: int
 
 
-def decode_image(data: bytes, where: str, min_side: int | None = None) -> Decoded:
+def decode_image(
+    data: bytes, where: str, min_side: int | None = None, smallest: int = MIN_SIDE_PX
+) -> Decoded:
     """Decodes JPEG, PNG or WebP of any colour kind to RGB.
 
     Grey, palette, CMYK and 16-bit images become 8-bit RGB; transparency is laid on white.
@@ -79,15 +81,16 @@ def decode_image(data: bytes, where: str, min_side: int | None = None) -> Decode
         where: file and member, for the message.
         min_side: pixels that the shorter side must keep; a JPEG may then be decoded at half its
             size or less. None decodes at full size.
+        smallest: side in pixels under which a stored image is refused.
 
     Raises:
-        ImageError: not an image, truncated, above `MAX_PIXELS`, or a side under `MIN_SIDE_PX`.
+        ImageError: not an image, truncated, above `MAX_PIXELS`, or a side under `smallest`.
     """
     if data[:2] == _JPEG_MAGIC:
-        decoded = _decode_jpeg(data, where, min_side)
+        decoded = _decode_jpeg(data, where, min_side, smallest)
         if decoded is not None:
             return decoded
-    return _decode_any(data, where)
+    return _decode_any(data, where, smallest)
 
 
 def check_size(decoded: Decoded, width: int, height: int, where: str) -> None:
@@ -105,13 +108,13 @@ def check_size(decoded: Decoded, width: int, height: int, where: str) -> None:
         )
 
 
-def _decode_jpeg(data: bytes, where: str, min_side: int | None) -> Decoded | None:
+def _decode_jpeg(data: bytes, where: str, min_side: int | None, smallest: int) -> Decoded | None:
     """The fast path; None where only Pillow can tell (CMYK, harmless or harmful defects)."""
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
         return None
-    check_frame(width, height, where)
+    check_frame(width, height, where, smallest)
     _check_scans(data, width * height, where)
     if colours in ("CMYK", "YCCK"):
         return None
@@ -130,7 +133,7 @@ def _decode_jpeg(data: bytes, where: str, min_side: int | None) -> Decoded | Non
     return Decoded(pixels, width, height)
 
 
-def _decode_any(data: bytes, where: str) -> Decoded:
+def _decode_any(data: bytes, where: str, smallest: int) -> Decoded:
     try:
         with warnings.catch_warnings():
             # Pillow's own bomb warning comes at a limit above ours.
@@ -146,7 +149,7 @@ def _decode_any(data: bytes, where: str) -> Decoded:
             reason = str(error) if known else "its header cannot be read"
             raise _damaged(where, kind, data, reason) from None
         raise ImageError(where, "not an image", _describe_foreign(data)) from None
-    check_frame(image.width, image.height, where)
+    check_frame(image.width, image.height, where, smallest)
     if data[:2] == _JPEG_MAGIC:
         _check_scans(data, image.width * image.height, where)
     try:
@@ -179,18 +182,16 @@ def _damaged(where: str, kind: str, data: bytes, reason: str) -> ImageError:
     return ImageError(where, "truncated", detail)
 
 
-def check_frame(width: int, height: int, where: str) -> None:
-    """Refuses a size above `MAX_PIXELS` or with a side under `MIN_SIDE_PX`.
+def check_frame(width: int, height: int, where: str, smallest: int = MIN_SIDE_PX) -> None:
+    """Refuses a size above `MAX_PIXELS` or with a side under `smallest`.
 
     Raises:
         ImageError: of the cause "too large" or "too small".
     """
     if width * height > MAX_PIXELS:
         raise ImageError(where, "too large", _too_large(f"{width} x {height} px"))
-    if min(width, height) < MIN_SIDE_PX:
-        detail = (
-            f"the image has {width} x {height} px, and a side needs {MIN_SIDE_PX}; leave it out"
-        )
+    if min(width, height) < smallest:
+        detail = f"the image has {width} x {height} px, and a side needs {smallest}; leave it out"
         raise ImageError(where, "too small", detail)
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import argparse
 import json
 import pickle
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def good(source: Source) -> list[Draft]:
-    return [sample for sample in source.samples if isinstance(sample, Draft)]
+    return [
+        sample for sample in source.read(0, source.units, Counter()) if isinstance(sample, Draft)
+    ]
 
 
 def load(path: Path) -> Any:

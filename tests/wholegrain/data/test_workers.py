@@ -99,6 +99,16 @@ def test_a_killed_worker_is_replaced(tmp_path: Path, when: str) -> None:
     assert workers.restarts >= 4
 
 
+@pytest.fixture(autouse=True)
+def _others() -> None:
+    """Children that other tests have left are not ours."""
+    _FOREIGN.clear()
+    _FOREIGN.update(_children())
+
+
+_FOREIGN: set[int] = set()
+
+
 def _children() -> list[int]:
     found = subprocess.run(
         ["ps", "--no-headers", "-o", "pid,comm", "--ppid", str(os.getpid())],
@@ -106,7 +116,8 @@ def _children() -> list[int]:
         text=True,
         check=False,
     ).stdout.splitlines()
-    return [int(line.split()[0]) for line in found if not line.split()[1].startswith("ps")]
+    pids = [int(line.split()[0]) for line in found if not line.split()[1].startswith("ps")]
+    return [pid for pid in pids if pid not in _FOREIGN]
 
 
 def test_a_number_that_kills_every_worker_ends_the_run() -> None:
