@@ -2,8 +2,8 @@
 
 It works in two steps. `Augment.choose_view` draws which part of the stored image will be seen, from
 sizes and boxes alone; so the decoder can be asked for no more pixels than needed. `Augment.render`
-then makes the R x R image. The resize is torch's antialiased uint8 kernel: about 6 times as fast as
-Pillow's and 7 times as fast as decoding.
+then makes the R x R image. The resize is torch's antialiased uint8 kernel: several times as fast as
+Pillow's, and as decoding.
 """
 
 from __future__ import annotations

@@ -206,9 +206,9 @@ class _TrainingBatches:
 
     def __getitem__(self, step: int) -> _Delivery:
         skips: list[Skip] = []
-        self._prefetch(step)
         slots = self.order.rank_slice(step, self.rank, self.world).triples()
         try:
+            self._prefetch(step)
             outcomes = self.preparer.prepare([self._job(*slot, attempt=0) for slot in slots])
             samples = [
                 self._replaced(slot, outcome, skips) if isinstance(outcome, DataError) else outcome
