@@ -214,9 +214,7 @@ class _TrainingBatches:
                 self._replaced(slot, outcome, skips) if isinstance(outcome, DataError) else outcome
                 for slot, outcome in zip(slots, outcomes, strict=True)
             ]
-        except StorageGone as error:
-            return _Delivery(None, 0, (), str(error))
-        except DataError as error:
+        except DataError as error:  # too many bad samples in a row, or storage that is gone
             return _Delivery(None, len(slots) + len(skips), tuple(skips), str(error))
         if self.budget is not None:
             rng = keyed_rng("budget", self.order.seed, step, self.rank, *self.keys)

@@ -132,3 +132,5 @@ def test_images_that_lie_in_a_row_are_not_copied() -> None:
     assert torch.equal(
         collate([Sample("y", base[0].transpose(1, 2), [concept])]).images[0], base[0].mT
     )
+    turned = [Sample("z", base[0], [concept]), Sample("t", base[1].transpose(1, 2), [concept])]
+    assert torch.equal(collate(turned).images, torch.stack([base[0], base[1].mT]))
