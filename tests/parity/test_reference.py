@@ -1,6 +1,12 @@
-"""The slow reference can be trusted: it equals X-VLM's own numbers, and the encoders' origins."""
+"""The slow reference can be trusted: it equals X-VLM's own numbers, and the encoders' origins.
+
+X-VLM's numbers are single precision. The reference is compared in double, so that what is seen is
+their rounding alone (1.4e-6 of a value, 1.0e-5 of a gradient), the same on every processor.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -25,14 +31,26 @@ def shipped(request: pytest.FixtureRequest) -> Folder:
 
 
 @pytest.fixture
-def xvlm(shipped: Folder) -> Xvlm:
+def double() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def xvlm(shipped: Folder, double: None) -> Xvlm:
     model = Xvlm(shipped.facts).eval()
     state = torch.load(shipped.checkpoint(), weights_only=True)["model"]
     for name, tensor in model.state_dict().items():
         if not tensor.is_floating_point() or name.endswith("attn_mask"):
-            assert torch.equal(tensor, state[name]), name
+            assert torch.equal(tensor, state[name].to(tensor.dtype)), name
     model.load_state_dict(state, strict=True)
     return model
+
+
+def _batch(shipped: Folder, kind: str) -> dict[str, Tensor]:
+    tensors = shipped.batch(kind)
+    return {n: t.double() if t.is_floating_point() else t for n, t in tensors.items()}
 
 
 def _near(actual: Tensor, expected: Tensor, relative: float, scale: Tensor | None = None) -> bool:
@@ -44,9 +62,9 @@ def _near(actual: Tensor, expected: Tensor, relative: float, scale: Tensor | Non
 
 @pytest.mark.parametrize("kind", ["image", "region"])
 def test_values_and_gradients_of_x_vlm(shipped: Folder, xvlm: Xvlm, kind: str) -> None:
-    found = xvlm(shipped.batch(kind), seed=shipped.facts["draw_seed"])
+    found = xvlm(_batch(shipped, kind), seed=shipped.facts["draw_seed"])
     for name, expected in shipped.expected(kind).items():
-        assert _near(found[name], expected, 1e-6), name
+        assert _near(found[name], expected, 2e-6), name
     total(found).backward()
     given = {n: p.grad for n, p in xvlm.named_parameters() if p.grad is not None}
     gradients = shipped.gradients(kind)
@@ -54,7 +72,7 @@ def test_values_and_gradients_of_x_vlm(shipped: Folder, xvlm: Xvlm, kind: str) -
     for name, expected in gradients.items():
         # A key's bias has no gradient but what rounding leaves.
         beside = name.removesuffix("bias") + "weight" if name.endswith("key.bias") else name
-        assert _near(given[name], expected, 1e-5, gradients[beside]), name
+        assert _near(given[name], expected, 2e-5, gradients[beside]), name
 
 
 def test_parameter_groups_of_x_vlm(shipped: Folder, xvlm: Xvlm) -> None:
@@ -62,7 +80,7 @@ def test_parameter_groups_of_x_vlm(shipped: Folder, xvlm: Xvlm) -> None:
 
 
 def test_updates_of_x_vlm(shipped: Folder, xvlm: Xvlm) -> None:
-    batches = {kind: shipped.batch(kind) for kind in shipped.kinds()}
+    batches = {kind: _batch(shipped, kind) for kind in shipped.kinds()}
     found = two_updates(xvlm, batches, shipped.facts["draw_seed"])
     expected = shipped.facts["one_step"]
     assert found.keys() == expected.keys()
