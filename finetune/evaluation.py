@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from finetune.metrics import RESAMPLES
-from finetune.predictions import Prediction, check_complete
+from finetune.predictions import Prediction
 from finetune.results import Evaluation, evaluate_predictions
+from finetune.roll_call import check_complete
 from finetune.samples import CorpusView, Expression, corpus_expressions, plan_batches
 from wholegrain import boxes as convert
 from wholegrain.data.augment import squeeze, to_planes

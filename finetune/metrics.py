@@ -1,7 +1,8 @@
-"""Grounding metrics over a set of expressions, with their uncertainty.
+"""Means over a set of expressions, with their uncertainty.
 
-Acc@t is the share of expressions with IoU >= t; the mean IoU is taken over expressions. Each counts
-once, whatever batch or process it came from: there is no mean of means.
+Each expression has *marks*, such as whether its IoU reaches 0.5, and a metric is the mean of a mark
+over expressions: Acc@t is the share with IoU >= t. Each expression counts once, whatever batch or
+process it came from: there is no mean of means.
 
 The intervals are 95 % percentile intervals of a cluster bootstrap over *images*: expressions of one
 image stand or fall together, so drawing them one by one would make every interval too narrow.
@@ -10,6 +11,7 @@ image stand or fall together, so drawing them one by one would make every interv
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +25,7 @@ Mask = NDArray[np.bool_]
 THRESHOLDS = (0.5, 0.75, 0.9)
 RESAMPLES = 2_000
 CONFIDENCE = 0.95
-MEAN_IOU = "mean_iou"
+MEAN_IOU, MEAN_GIOU = "mean_iou", "mean_giou"
 
 _DRAWS_AT_ONCE = 1 << 22  # bootstrap draws held in memory together
 _FIXED_POINT = 2.0**30
@@ -41,9 +43,9 @@ class Summary:
     expressions: int
     images: int
     values: dict[str, float]
-    """``acc@0.5``, ``acc@0.75``, ``acc@0.9`` and ``mean_iou``, each in 0..1."""
+    """Of grounding ``acc@0.5``, ``acc@0.75``, ``acc@0.9`` and ``mean_iou``, each in 0..1."""
     intervals: dict[str, tuple[float, float]]
-    """The 95 % interval of each value."""
+    """The 95 % interval of each value; NaN where no resample held one of these expressions."""
 
     @property
     def accuracy(self) -> float:
@@ -52,7 +54,10 @@ class Summary:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        intervals = {name: list(interval) for name, interval in self.intervals.items()}
+        intervals = {
+            name: [None if math.isnan(bound) else bound for bound in interval]
+            for name, interval in self.intervals.items()
+        }
         return {
             "expressions": self.expressions,
             "images": self.images,
@@ -61,36 +66,50 @@ class Summary:
         }
 
 
+def overlap_marks(overlap: Array, mean: str = MEAN_IOU) -> dict[str, Array]:
+    """The marks of grounding: whether each overlap (E,) reaches each threshold, and itself.
+
+    Args:
+        overlap: IoU of each expression; GIoU where `mean` is `MEAN_GIOU`.
+        mean: the name of the mean overlap.
+
+    Raises:
+        ValueError: an overlap outside 0..1 (GIoU: -1..1) or NaN.
+    """
+    overlap = np.asarray(overlap, dtype=np.float64)
+    least = -1.0 if mean == MEAN_GIOU else 0.0
+    possible = (overlap >= least) & (overlap <= 1)
+    if not possible.all():
+        bad = int(np.flatnonzero(~possible)[0])
+        name = mean.removeprefix("mean_").replace("iou", "IoU").replace("g", "G")
+        raise ValueError(
+            f"{name} of expression {bad} is {overlap[bad]}; it must lie in {least:g}..1"
+        )
+    hits = {accuracy_name(t): (overlap >= t).astype(np.float64) for t in THRESHOLDS}
+    return {**hits, mean: overlap}
+
+
 def summarise(
-    iou: Array,
+    marks: Mapping[str, Array],
     images: NDArray[np.int64],
     groups: Mapping[str, Mask],
     *,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Summary]:
-    """The metrics of every group, all intervals from the same resamples of the images.
+    """The mean of every mark in every group, all intervals from the same resamples of the images.
 
     Args:
-        iou: (E,) of each expression.
+        marks: name -> (E,) finite, of each expression.
         images: (E,) the number of the image of each expression, 0..K-1.
         groups: name -> mask (E,); a group without an expression is left out of the result.
         resamples: bootstrap draws of K images each.
         seed: of the draws.
-
-    Raises:
-        ValueError: an IoU outside 0..1 or NaN.
     """
-    iou = np.asarray(iou, dtype=np.float64)
-    if not ((iou >= 0) & (iou <= 1)).all():
-        bad = int(np.flatnonzero(~((iou >= 0) & (iou <= 1)))[0])
-        raise ValueError(f"IoU of expression {bad} is {iou[bad]}; it must lie in 0..1")
     groups = {name: np.asarray(mask, dtype=bool) for name, mask in groups.items() if np.any(mask)}
     if not groups:
         return {}
-    names = [*map(accuracy_name, THRESHOLDS), MEAN_IOU]
-    metrics = np.stack([*(iou >= t for t in THRESHOLDS), iou]).astype(np.float64)  # (M, E)
-
+    metrics = np.stack([np.asarray(row, dtype=np.float64) for row in marks.values()])  # (M, E)
     clusters = int(images.max()) + 1
     masks = np.stack(list(groups.values()))  # (G, E)
     counts = _per_image(masks.astype(np.float64), images, clusters)  # (G, K)
@@ -107,10 +126,8 @@ def summarise(
         found[name] = Summary(
             expressions=int(mask.sum()),
             images=int(np.count_nonzero(counts[g])),
-            values=dict(zip(names, values, strict=True)),
-            intervals={
-                metric: (float(low[m, g]), float(high[m, g])) for m, metric in enumerate(names)
-            },
+            values=dict(zip(marks, values, strict=True)),
+            intervals={mark: (float(low[m, g]), float(high[m, g])) for m, mark in enumerate(marks)},
         )
     return found
 
@@ -142,5 +159,7 @@ def _intervals(sums: Array, counts: Array, resamples: int, seed: int) -> tuple[A
             ratio = totals[:, : metrics * groups].reshape(size, metrics, groups)
             ratios[start : start + size] = ratio / totals[:, None, metrics * groups :]
     tail = (1 - CONFIDENCE) / 2 * 100
-    low, high = np.nanpercentile(ratios, [tail, 100 - tail], axis=0)
+    with warnings.catch_warnings():  # a very small group may be absent from all of them
+        warnings.filterwarnings("ignore", "All-NaN slice", RuntimeWarning)
+        low, high = np.nanpercentile(ratios, [tail, 100 - tail], axis=0)
     return low, high

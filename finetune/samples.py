@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from finetune.slices import KINDS
 from wholegrain.data.record import Box, Record
 from wholegrain.errors import DataError
 
@@ -47,6 +48,8 @@ class Expression:
     """The reference's split where the data set splits by reference, else the record's."""
     ref_id: int | None = None
     sent_id: int | None = None
+    kinds: tuple[str, ...] = ()
+    """Annotated kinds of the thing, of `finetune.slices.KINDS`; often none."""
 
 
 def expressions_of(
@@ -67,6 +70,8 @@ def expressions_of(
             continue
         reference = region.ref
         sent_ids = list(reference.sent_ids) if reference else []
+        # Attributes of other data sets are adjectives ("red"), among which "other" says nothing.
+        annotated = all(name in KINDS for name in region.attributes)
         for position, text in enumerate(region.texts):
             found.append(
                 Expression(
@@ -82,6 +87,7 @@ def expressions_of(
                     ref_id=reference.ref_id if reference else None,
                     # Sentence ids belong to texts one by one; in another number they say nothing.
                     sent_id=sent_ids[position] if len(sent_ids) == len(region.texts) else None,
+                    kinds=region.attributes if annotated else (),
                 )
             )
     return found

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wholegrain.data.directions import has_direction
+from finetune.wording import mentions_place, mentions_relation, names_people
 
 Mask = NDArray[np.bool_]
 
@@ -24,44 +23,59 @@ _SIZES = (
 )
 _LENGTHS = (("1-2 words", 2), ("3-5 words", 5), ("6-10 words", 10), ("over 10 words", np.inf))
 
-_SPATIAL = re.compile(
-    r"\b(above|background|behind|below|beneath|beside|between|bottom(most)?|cent(er|re)|clos(er|est)|"
-    r"corner|edge|far(ther|thest)?|furth(er|est)|first|second|third|fourth|last|foreground|front|"
-    r"inside|outside|low(er|est)|middle|near(er|est)?|next|o'clock|top(most)?|under(neath)?|"
-    r"upper(most)?)\b",
-    re.IGNORECASE,
-)
-
-
-def mentions_place(text: str) -> bool:
-    """Whether a text says where its object is, by whole words ("bright" does not say "right")."""
-    return has_direction([text]) or _SPATIAL.search(text) is not None
+KINDS = ("people", "clothing", "bodyparts", "animals", "vehicles", "instruments", "scene", "other")
+"""What Flickr30k Entities calls its entities; published results are broken down by them."""
 
 
 def slices_of(
-    texts: Sequence[str], shares: NDArray[np.float64], box_counts: NDArray[np.int64]
+    texts: Sequence[str],
+    shares: NDArray[np.float64],
+    box_counts: NDArray[np.int64],
+    kinds: Sequence[Sequence[str]],
 ) -> dict[str, Mask]:
     """Named, possibly empty masks (E,) over the expressions.
 
-    Sizes (``size:``), lengths (``length:``), ``place:`` (spatial words or none) and ``boxes:`` (one
-    or several) each divide the expressions completely.
+    Sizes (``size:``), lengths (``length:``), ``place:`` and ``relation:`` (such words or none),
+    ``about:`` (people or anything else) and ``boxes:`` (none, one or several) each divide the
+    expressions completely. ``kind:`` holds what is annotated; an entity may be of several kinds.
 
     Args:
         texts: of the expressions, (E,).
-        shares: area of the merged true box over that of the image, (E,).
+        shares: area of the merged true box over that of the image, (E,); NaN where there is none,
+            which puts the expression into no size.
         box_counts: how many boxes the phrase owns, (E,).
+        kinds: those of `KINDS` that are annotated, often none. Where there are some they decide
+            what is about people, else the words do.
     """
     words = np.array([len(text.split()) for text in texts], dtype=np.float64)
     placed = np.array([mentions_place(text) for text in texts], dtype=bool)
-    sizes = {f"size: {name}": mask for name, mask in _bins(shares, _SIZES, inclusive=False)}
+    related = np.array([mentions_relation(text) for text in texts], dtype=bool)
+    people = np.array(
+        [
+            "people" in kind if kind else names_people(text)
+            for text, kind in zip(texts, kinds, strict=True)
+        ],
+        dtype=bool,
+    )
+    sized = ~np.isnan(shares)
+    sizes = {f"size: {name}": mask & sized for name, mask in _bins(shares, _SIZES, inclusive=False)}
     lengths = {f"length: {name}": mask for name, mask in _bins(words, _LENGTHS, inclusive=True)}
     return {
         **sizes,
         **lengths,
         "place: said": placed,
         "place: not said": ~placed,
+        "relation: said": related,
+        "relation: not said": ~related,
+        "about: people": people,
+        "about: other": ~people,
+        "boxes: none": box_counts == 0,
         "boxes: one": box_counts == 1,
         "boxes: several": box_counts > 1,
+        **{
+            f"kind: {name}": np.array([name in kind for kind in kinds], dtype=bool)
+            for name in KINDS
+        },
     }
 
 
