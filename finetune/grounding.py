@@ -14,6 +14,7 @@ from wholegrain.boxes import cxcywh_to_xyxy, iou
 from wholegrain.data.batch import ConceptBatch
 from wholegrain.data.corpus import Corpus
 from wholegrain.data.sampling import ConceptSampling
+from wholegrain.data.skips import SkipLedger
 from wholegrain.data.stream import Source, Stream
 from wholegrain.model.multigrain import MultiGrainModel
 from wholegrain.objectives.box import grounding_losses
@@ -56,9 +57,16 @@ class GroundingModule(nn.Module):
 
 
 def training_stream(
-    config: FinetuneConfig, corpus: Corpus, model: MultiGrainModel, tokenizer: Tokenizer
+    config: FinetuneConfig,
+    corpus: Corpus,
+    model: MultiGrainModel,
+    tokenizer: Tokenizer,
+    ledgers: list[SkipLedger] | None = None,
 ) -> Callable[[int, int, int, int], Iterator[ConceptBatch]]:
-    """Batches of images with some of their expressions: ``stream(start, stop, rank, world)``."""
+    """Batches of images with some of their expressions: ``stream(start, stop, rank, world)``.
+
+    Each stream that is opened adds its ledger of bad samples to `ledgers`.
+    """
     data, run = config.data, config.run
     sampling = ConceptSampling(
         captions_per_image=0,
@@ -70,21 +78,22 @@ def training_stream(
 
     def stream(start: int, stop: int, rank: int, world: int) -> Iterator[ConceptBatch]:
         source = Source("data.train", corpus, run.batch_size // run.accumulation)
-        return iter(
-            Stream(
-                [source],
-                seed=run.seed,
-                tokenizer=tokenizer,
-                augment=augment,
-                sampling=sampling,
-                rank=rank,
-                world=world,
-                start_step=start,
-                stop_step=stop,
-                workers=data.workers,
-                skips=data.skips,
-            )
+        opened = Stream(
+            [source],
+            seed=run.seed,
+            tokenizer=tokenizer,
+            augment=augment,
+            sampling=sampling,
+            rank=rank,
+            world=world,
+            start_step=start,
+            stop_step=stop,
+            workers=data.workers,
+            skips=data.skips,
         )
+        if ledgers is not None:
+            ledgers.append(opened.ledger)
+        return iter(opened)
 
     return stream
 

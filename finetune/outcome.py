@@ -25,7 +25,7 @@ from wholegrain.model.multigrain import MultiGrainModel
 from wholegrain.report import Case, Cell, Estimate, Report, ResultTable, write_report
 from wholegrain.text import Tokenizer
 from wholegrain.train.command import Command
-from wholegrain.train.meters import METRICS
+from wholegrain.train.journal import METRICS
 from wholegrain.train.run_folder import environment
 
 MODEL, CONSTANT = "model", "best constant box of the training set"

@@ -16,24 +16,38 @@ from wholegrain.config import to_dict
 from wholegrain.data import storage
 from wholegrain.data.corpus import Corpus
 from wholegrain.data.leak_audit import STATEMENT
+from wholegrain.data.skips import SkipLedger
 from wholegrain.errors import ConfigError
 from wholegrain.model.multigrain import MultiGrainModel
 from wholegrain.text import Tokenizer
 from wholegrain.train.command import Command
+from wholegrain.train.dry_run import timed_steps
 from wholegrain.train.engine import Engine
-from wholegrain.train.loop import Stage, fit, timed_steps
+from wholegrain.train.loop import Stage, fit
+from wholegrain.train.meters import SkippedSamples
+from wholegrain.train.open_run import OpenRun, open_run
 from wholegrain.train.run_folder import prepare_run_folder
 from wholegrain.train.speed import prepare_model
 
 
 def finetune(command: Command[FinetuneConfig]) -> int:
     """Trains, evaluates every split exactly once an expression, releases and reports."""
-    config, out = command.config, Path(command.config.out)
-    engine = Engine(config.run)
-    if config.data.storage is not None:
-        storage.configure(config.data.storage)
-    corpus = open_split(config.data.train)
-    leak_audit = leak_statement(config, corpus)
+    engine = Engine(command.config.run)
+    if command.dry_run:
+        plan = plan_run(command, engine)
+        if engine.is_main:
+            print(plan)
+    else:
+        with open_run(Path(command.config.out), command.config.run, engine) as folder:
+            train(command, engine, folder)
+    engine.close()
+    return 0
+
+
+def train(command: Command[FinetuneConfig], engine: Engine, folder: OpenRun) -> None:
+    """The whole run, in a folder that it holds."""
+    config = command.config
+    corpus, leak_audit = open_training(config)
     # Unknown splits and folders end the run here, not after hours of training.
     splits = open_splits(config.data.evaluate)
     model, tokenizer = starting_model(config, corpus)
@@ -41,20 +55,35 @@ def finetune(command: Command[FinetuneConfig]) -> int:
     stage = grounding_stage(config, corpus, model, tokenizer, engine)
     if leak_audit:
         stage.files[STATEMENT] = leak_audit
-    if command.dry_run:
-        plan = timed_steps(stage, config.run, config.optim, engine)
-        if engine.is_main:
-            print(plan)
-        return 0
-    prepare_run_folder(out, config, engine.world, write=engine.is_main)
-    fit(stage, config.run, config.optim, engine, out)
+    prepare_run_folder(folder.out, config, engine.world, write=engine.is_main)
+    fit(stage, config.run, config.optim, engine, folder)
     predict = predictor(model, tokenizer, config.data.max_tokens, engine.device)
     results = measure_all(config, predict, corpus, splits, model.config.vision.image_size)
     if engine.is_main:
         outcome = Outcome(command, corpus, splits, model, tokenizer, results, leak_audit)
-        publish(outcome, out, engine.world)
-    engine.close()
-    return 0
+        publish(outcome, folder.out, engine.world)
+
+
+def plan_run(command: Command[FinetuneConfig], engine: Engine) -> str:
+    """A few real steps, of which nothing is kept, and what the run will be.
+
+    With ``--world-size`` they are rank 0's share of the steps of so many ranks.
+    """
+    config = command.config
+    corpus, _ = open_training(config)
+    open_splits(config.data.evaluate)
+    model, tokenizer = starting_model(config, corpus)
+    prepare_model(model, config.run)
+    stage = grounding_stage(config, corpus, model, tokenizer, engine, planned=command.world_size)
+    return timed_steps(stage, config.run, config.optim, engine, command.world_size)
+
+
+def open_training(config: FinetuneConfig) -> tuple[Corpus, str]:
+    """The training split, and what the leak audit says of it."""
+    if config.data.storage is not None:
+        storage.configure(config.data.storage)
+    corpus = open_split(config.data.train)
+    return corpus, leak_statement(config, corpus)
 
 
 def open_split(corpus: CorpusConfig) -> Corpus:
@@ -85,9 +114,18 @@ def grounding_stage(
     model: MultiGrainModel,
     tokenizer: Tokenizer,
     engine: Engine,
+    planned: int | None = None,
 ) -> Stage:
-    """What the loop trains."""
-    stream = training_stream(config, corpus, model, tokenizer)
+    """What the loop trains.
+
+    Args:
+        config, corpus, model, tokenizer: the run's.
+        engine: where it trains.
+        planned: ranks of a run of which this process takes the first one's part.
+    """
+    rank, world = (engine.rank, engine.world) if planned is None else (0, planned)
+    ledgers: list[SkipLedger] = []
+    stream = training_stream(config, corpus, model, tokenizer, ledgers)
     validation = open_split(config.data.validation) if config.data.validation else None
     predict = predictor(model, tokenizer, config.data.max_tokens, engine.device)
 
@@ -100,7 +138,7 @@ def grounding_stage(
         name="finetune",
         module=GroundingModule(model, config.loss),
         model=model,
-        batches=lambda start, stop: stream(start, stop, engine.rank, engine.world),
+        batches=lambda start, stop: stream(start, stop, rank, world),
         validate=validate if validation is not None else None,
         facts={
             "corpus": corpus.fingerprint,
@@ -114,4 +152,6 @@ def grounding_stage(
             "tokenizer.json": tokenizer.to_json(),
         },
         adapters=list(model.adapter.parameters()) if model.adapter else [],
+        skipped=SkippedSamples(ledgers).take,
+        config=to_dict(config),
     )

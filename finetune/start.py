@@ -53,6 +53,11 @@ def _pretrained(folder: Path) -> tuple[MultiGrainModel, Tokenizer]:
             f"init is {str(folder)!r}, which holds neither a release ({CHECKSUMS}) nor a complete "
             "checkpoint; give a release folder or a run folder"
         )
+    problem = checkpoint.verify(found)
+    if problem is not None:
+        raise ConfigError(
+            f"init: {found.folder} is not whole: {problem}; give another run or a release"
+        )
     described = json.loads((found.folder / "config.json").read_text(encoding="utf-8"))
     model_config = from_dict(ModelConfig, described, where=str(found.folder / "config.json"))
     model = MultiGrainModel(model_config)

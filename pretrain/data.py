@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 
 from pretrain.config import CorpusConfig, DataConfig, PretrainConfig
@@ -17,6 +17,7 @@ from wholegrain.data.budget import ConceptBudget
 from wholegrain.data.corpus import Corpus
 from wholegrain.data.leak_audit import check_audit
 from wholegrain.data.sampling import ConceptSampling
+from wholegrain.data.skips import SkipLedger
 from wholegrain.data.stream import EvalStream, Source, Stream, make_order
 from wholegrain.errors import ConfigError
 from wholegrain.text import Tokenizer
@@ -39,6 +40,8 @@ class PretrainData:
     """The model's patch grid, once it is known: what boxes show of it is counted on the host."""
     leak_audit: str = ""
     """What the audit that the config names says of the training photos."""
+    ledgers: list[SkipLedger] = field(default_factory=list)
+    """Of the training streams opened so far."""
 
     def stream(self, start: int, stop: int, rank: int, world: int) -> Iterator[ConceptBatch]:
         """A rank's parts `start` .. `stop` - 1 of the global batches."""
@@ -111,7 +114,7 @@ class PretrainData:
         budget: ConceptBudget | None,
     ) -> Stream:
         data, resolution = self.config.data, self.config.model.vision.image_size
-        return Stream(
+        stream = Stream(
             sources,
             seed=self.config.run.seed,
             tokenizer=self.tokenizer,
@@ -126,6 +129,8 @@ class PretrainData:
             skips=data.skips,
             budget=budget,
         )
+        self.ledgers.append(stream.ledger)
+        return stream
 
     def _budget(self, world: int) -> ConceptBudget | None:
         most = self.config.data.max_concepts

@@ -128,7 +128,10 @@ def mark_hidden(
         "text_key": torch.tensor([_key(t) for t in batch.extras["texts"]], dtype=torch.long),
     }
     if grid is not None:
-        shown = Shown.of(box_mask(batch.concept_box, grid))
+        mask = box_mask(batch.concept_box, grid)
+        shown = Shown.of(mask)
+        # No tensor: it stays on the host when the batch leaves it.
+        extras["patches_seen"] = mask.sum(dim=1).numpy()
         extras["visible"], extras["regional"] = shown.visible, shown.regional
         extras["regional_visible"] = shown.regional_visible
     batch.extras = extras

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pretrain.config import ObjectiveConfig
 from pretrain.foreign import Capacity, fetch_negatives
+from pretrain.grains import BOXED, Terms, grain_means
 from pretrain.inputs import ConceptInputs, inputs_of
 from pretrain.passes import plan_passes
 from wholegrain.data.batch import ConceptBatch
@@ -19,7 +20,7 @@ from wholegrain.model.indexing import take
 from wholegrain.model.multigrain import MultiGrainModel
 from wholegrain.objectives.box import grounding_losses
 from wholegrain.objectives.contrastive import contrastive_loss
-from wholegrain.objectives.gather import gather_concepts, mean_over_ranks
+from wholegrain.objectives.gather import Summed, gather_concepts, mean_over_ranks
 from wholegrain.objectives.masked_lm import masked_language_sum
 from wholegrain.objectives.matching import Negatives, draw_negatives, matching_sum
 
@@ -39,6 +40,8 @@ class Outputs:
     text_states: Tensor
     """(T, D) of the whole texts, before the cross encoder."""
     losses: dict[str, Tensor] = field(default_factory=dict)
+    terms: dict[str, Terms] = field(default_factory=dict)
+    """Of each loss, by its name."""
     negatives: Negatives = field(init=False)
     match_logits: Tensor = field(init=False)
     """(3 C, 2): positives, foreign images, foreign texts."""
@@ -81,8 +84,7 @@ def run_objectives(
         concepts=concepts,
         text_states=states[: inputs.texts.total],
     )
-    drawn = _contrast(model, inputs, options, outputs, capacity, negatives is None)
-    outputs.negatives = drawn if negatives is None else negatives
+    outputs.negatives = _contrast(model, inputs, options, outputs, capacity, negatives)
     everything, foreign = join(concepts, whole_images(features)), None
     if capacity is not None and options.negatives == "global":
         foreign = fetch_negatives(inputs, concepts, states, outputs.negatives, capacity)
@@ -107,14 +109,18 @@ def _contrast(
     options: ObjectiveConfig,
     outputs: Outputs,
     capacity: Capacity | None,
-    draw: bool,
-) -> Negatives | None:
-    """Takes the contrastive loss, and draws the negatives of matching by its similarities."""
+    negatives: Negatives | None,
+) -> Negatives:
+    """Takes the contrastive loss, and draws the negatives of matching by its similarities.
+
+    Those that are given already are given back.
+    """
     with torch.no_grad():
         model.temperature.clamp_(options.min_temperature, options.max_temperature)
     vectors = (outputs.image_vector, outputs.text_vector)
     keys = (inputs.image_key, inputs.text_key)
     everyone = gather_concepts(*vectors, *keys, None if capacity is None else capacity.concepts)
+    rows = everyone.image.new_empty(len(outputs.image_vector))
     outputs.losses["contrastive"] = contrastive_loss(
         *vectors,
         model.temperature,
@@ -123,9 +129,11 @@ def _contrast(
         bias=model.contrastive_bias,
         gradient=options.contrastive_gradient,
         chunk=options.contrastive_chunk,
+        rows=rows,
     )
-    if not draw:
-        return None
+    outputs.terms["contrastive"] = Terms(rows, torch.arange(len(rows), device=rows.device))
+    if negatives is not None:
+        return negatives
     afar = options.negatives == "global" and capacity is not None
     return draw_negatives(
         *vectors,
@@ -149,29 +157,37 @@ def _read_heads(
     matched, hidden, boxed = fused
     outputs.match_logits = model.match_logits(matched)
     outputs.token_logits = model.token_logits(hidden)
-    terms = {
-        "matching": matching_sum(outputs.match_logits, outputs.negatives.valid),
-        "masked_language": masked_language_sum(outputs.token_logits, inputs.hidden.label),
+    matching = matching_sum(outputs.match_logits, outputs.negatives.valid)
+    masked_language = masked_language_sum(outputs.token_logits, inputs.hidden.label)
+    summed = {"matching": matching, "masked_language": masked_language}
+    outputs.terms |= {
+        "matching": Terms.of(matching, outputs.terms["contrastive"].concept.repeat(3)),
+        "masked_language": Terms.of(masked_language, inputs.hidden.row),
     }
     if inputs.boxed is not None:
         prediction = model.predict_boxes(boxed, outputs.features, inputs.image[inputs.boxed])
-        terms |= _box_terms(model, prediction, inputs.box[inputs.boxed])
+        boxes = _box_sums(model, prediction, inputs.box[inputs.boxed])
+        outputs.terms |= {n: Terms.of(loss, inputs.boxed, BOXED) for n, loss in boxes.items()}
+        summed |= boxes
         outputs.boxes = prediction.boxes
     means = mean_over_ranks(
-        [total for total, _ in terms.values()],
-        [count for _, count in terms.values()],
+        [loss.total for loss in summed.values()],
+        [loss.number for loss in summed.values()],
         across=capacity is not None and options.means == "global",
     )
-    outputs.losses |= dict(zip(terms, means, strict=True))
+    outputs.losses |= dict(zip(summed, means, strict=True))
 
 
-def _box_terms(
+def _box_sums(
     model: MultiGrainModel, prediction: BoxPrediction, target: Tensor
-) -> dict[str, tuple[Tensor, int]]:
+) -> dict[str, Summed]:
     # A batch without a region still runs the head, on no rows: on several ranks every parameter
     # must take part in the exchange of gradients.
     terms = grounding_losses(prediction, target, getattr(model.box_head, "centres", None))
-    return {f"box_{name}": (term.sum(), len(target)) for name, term in terms.items()}
+    return {
+        f"box_{name}": Summed(term.sum(), len(target), term.detach())
+        for name, term in terms.items()
+    }
 
 
 class PretrainingModule(nn.Module):
@@ -184,7 +200,8 @@ class PretrainingModule(nn.Module):
         self.model, self.options, self.capacity = model, options, capacity
 
     def forward(self, batch: ConceptBatch) -> dict[str, Tensor]:
-        """The named losses and their weighted sum, ``loss``."""
+        """The named losses, their weighted sum ``loss``, and by grain (`grain_means`)."""
         inputs = inputs_of(batch, self.model, self.options)
         outputs = run_objectives(self.model, inputs, self.options, capacity=self.capacity)
-        return {**outputs.losses, "loss": outputs.total(self.options.weights())}
+        by_grain = grain_means(outputs.terms, batch.grain, across=self.capacity is not None)
+        return {**outputs.losses, **by_grain, "loss": outputs.total(self.options.weights())}

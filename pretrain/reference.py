@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from pretrain.config import ObjectiveConfig
 from wholegrain.boxes import box_mask
-from wholegrain.data.batch import IGNORED, ConceptBatch
+from wholegrain.data.batch import GRAINS, IGNORED, ConceptBatch
 from wholegrain.model import reference, reference_vision
 from wholegrain.model.concepts import ImageFeatures
 from wholegrain.model.multigrain import MultiGrainModel
@@ -42,6 +42,8 @@ class ReferenceOutputs:
     """(K, V) at the hidden tokens, row-major."""
     boxes: Tensor
     """(B, 4) cxcywh of the regions."""
+    box_terms: dict[str, Tensor]
+    """(B,) each."""
 
 
 @dataclass
@@ -113,7 +115,7 @@ class ReferenceModule(nn.Module):
 
         match_logits = self._match(states, texts.mask, sequence, visible, negatives)
         token_logits, labels = self._masked_language(texts, sequence, visible)
-        boxes, box_losses = self._boxes(batch, states, texts.mask, features)
+        boxes, box_terms = self._boxes(batch, states, texts.mask, features)
         losses = {
             "contrastive": self._contrastive(image_vector, text_vector, blocked),
             "matching": _matching_loss(match_logits, negatives.valid),
@@ -122,12 +124,33 @@ class ReferenceModule(nn.Module):
                 token_logits.float(), labels, ignore_index=IGNORED, reduction="sum"
             )
             / (labels != IGNORED).sum().clamp(min=1),
-            **box_losses,
+            **{name: term.sum() / max(1, len(term)) for name, term in box_terms.items()},
         }
         hidden = token_logits[labels != IGNORED]
         return ReferenceOutputs(
-            losses, image_vector, text_vector, negatives, match_logits, hidden, boxes
+            losses, image_vector, text_vector, negatives, match_logits, hidden, boxes, box_terms
         )
+
+    @torch.no_grad()
+    def by_grain(self, batch: ConceptBatch, outputs: ReferenceOutputs) -> dict[str, float]:
+        """The mean of each loss over the concepts of a grain, concept by concept on the host.
+
+        A figure of which the batch has nothing is left out.
+        """
+        contrastive = self._contrastive_terms(batch, outputs)
+        found: dict[str, list[Tensor]] = {}
+        for concept in range(batch.num_concepts):
+            grain = GRAINS[int(batch.grain[concept])]
+            terms = {
+                "contrastive": contrastive[concept][None],
+                "matching": _matching_terms(outputs, concept),
+                "masked_language": _language_terms(batch, outputs, concept),
+            }
+            for name, each in outputs.box_terms.items():
+                terms[name] = each[batch.extras["boxed"] == concept]
+            for name, each in terms.items():
+                found.setdefault(f"{name}/{grain}", []).extend(each.unbind())
+        return {name: torch.stack(each).mean().item() for name, each in found.items() if each}
 
     # --- encoders -------------------------------------------------------------------------------
 
@@ -151,12 +174,24 @@ class ReferenceModule(nn.Module):
 
     def _contrastive(self, image: Tensor, text: Tensor, blocked: Tensor) -> Tensor:
         """X-VLM 2.1: both cross entropies of ``S = v t' / tau``, the partner on the diagonal."""
+        to_text, to_image = self._cross_entropies(image, text, blocked)
+        return (to_text.mean() + to_image.mean()) / 2
+
+    def _contrastive_terms(self, batch: ConceptBatch, outputs: ReferenceOutputs) -> Tensor:
+        """(C,)."""
+        vectors = outputs.image_vector, outputs.text_vector
+        to_text, to_image = self._cross_entropies(*vectors, self._blocked(batch))
+        return (to_text + to_image) / 2
+
+    def _cross_entropies(
+        self, image: Tensor, text: Tensor, blocked: Tensor
+    ) -> tuple[Tensor, Tensor]:
         partner = torch.arange(len(image), device=image.device)
         others = blocked & ~torch.eye(len(image), dtype=torch.bool, device=image.device)
         similarity = (image @ text.T / self.model.temperature).masked_fill(others, -torch.inf)
-        to_text = F.cross_entropy(similarity, partner)
-        to_image = F.cross_entropy(similarity.T, partner)
-        return (to_text + to_image) / 2
+        to_text = F.cross_entropy(similarity, partner, reduction="none")
+        to_image = F.cross_entropy(similarity.T, partner, reduction="none")
+        return to_text, to_image
 
     @torch.no_grad()
     def _draw(self, image: Tensor, text: Tensor, blocked: Tensor) -> Negatives:
@@ -213,7 +248,7 @@ class ReferenceModule(nn.Module):
     def _boxes(
         self, batch: ConceptBatch, states: Tensor, mask: Tensor, features: ImageFeatures
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Boxes (B, 4) of the regions, read from their whole images, and the losses' means."""
+        """Boxes (B, 4) of the regions, read from their whole images, and the losses' terms (B,)."""
         boxed = batch.extras["boxed"]
         if boxed is None:  # an update without regions by construction
             return batch.concept_box[:0], {}
@@ -226,8 +261,7 @@ class ReferenceModule(nn.Module):
         prediction = self.model.predict_boxes(cls, features, image)
         centres = getattr(self.model.box_head, "centres", None)
         terms = grounding_losses(prediction, batch.concept_box[boxed], centres)
-        count = max(1, len(boxed))
-        return prediction.boxes, {f"box_{name}": t.sum() / count for name, t in terms.items()}
+        return prediction.boxes, {f"box_{name}": term for name, term in terms.items()}
 
 
 def _matching_loss(logits: Tensor, valid: Tensor) -> Tensor:
@@ -236,3 +270,23 @@ def _matching_loss(logits: Tensor, valid: Tensor) -> Tensor:
     counted = torch.cat([torch.ones_like(valid), valid, valid]).float()
     losses = F.cross_entropy(logits.float(), label, reduction="none")
     return (losses * counted).sum() / counted.sum()
+
+
+def _matching_terms(outputs: ReferenceOutputs, concept: int) -> Tensor:
+    """(3,), or (1,) where the concept has no negatives."""
+    count = len(outputs.negatives.valid)
+    rows = [concept, count + concept, 2 * count + concept]
+    if not outputs.negatives.valid[concept]:
+        rows = rows[:1]
+    logits = outputs.match_logits[rows].float()
+    label = torch.tensor([1, 0, 0][: len(rows)], device=logits.device)
+    return F.cross_entropy(logits, label, reduction="none")
+
+
+def _language_terms(batch: ConceptBatch, outputs: ReferenceOutputs, concept: int) -> Tensor:
+    """One a hidden word."""
+    _, _, _, labels = batch.padded()
+    row, _ = (labels != IGNORED).nonzero(as_tuple=True)
+    own = row == concept
+    words = labels[labels != IGNORED][own]
+    return F.cross_entropy(outputs.token_logits[own].float(), words, reduction="none")

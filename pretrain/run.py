@@ -11,8 +11,10 @@ import torch
 
 from pretrain.config import CorpusConfig, InitConfig, PretrainConfig
 from pretrain.data import PretrainData, open_data
+from pretrain.exchange import gather_of
 from pretrain.objective import PretrainingModule
 from pretrain.validate import validate
+from pretrain.work import StepWork
 from wholegrain.config import dump_config, to_dict
 from wholegrain.data.leak_audit import STATEMENT, release_extras
 from wholegrain.data.storage import file_name
@@ -24,10 +26,14 @@ from wholegrain.model.multigrain import MultiGrainModel
 from wholegrain.report import Report, ResultTable, write_report
 from wholegrain.text import Tokenizer
 from wholegrain.train import checkpoint
+from wholegrain.train.checkpoint import Checkpoint
 from wholegrain.train.command import Command
+from wholegrain.train.dry_run import timed_steps
 from wholegrain.train.engine import Engine
-from wholegrain.train.loop import Stage, fit, timed_steps
-from wholegrain.train.meters import METRICS
+from wholegrain.train.journal import METRICS
+from wholegrain.train.loop import Stage, fit
+from wholegrain.train.meters import SkippedSamples
+from wholegrain.train.open_run import OpenRun, open_run
 from wholegrain.train.run_folder import environment, prepare_run_folder
 from wholegrain.train.speed import prepare_model
 from wholegrain.train.updates import ExtraUpdates
@@ -41,45 +47,93 @@ _ORIGIN = {
 
 def pretrain(command: Command[PretrainConfig]) -> int:
     """Trains, validates, releases and reports."""
-    config, out = command.config, Path(command.config.out)
-    engine = Engine(config.run)
-    data = open_data(config, tokenizer=_tokenizer_of(out))
-    config = fit_vocabulary(config, data.tokenizer)
-    torch.manual_seed(config.run.seed)
-    model = MultiGrainModel(config.model)
-    data.grid = model.vision.grid
-    if checkpoint.latest(out) is None:
-        start_from(config.init, model, say=engine.is_main)
-    prepare_model(model, config.run)
-    stage = pretraining_stage(config, data, model, engine)
+    engine = Engine(command.config.run)
     if command.dry_run:
-        plan = timed_steps(stage, config.run, config.optim, engine)
+        plan = plan_run(command, engine)
         if engine.is_main:
-            print(describe(data), plan, sep="\n")
-        return 0
-    prepare_run_folder(out, config, engine.world, write=engine.is_main)
-    fit(stage, config.run, config.optim, engine, out)
-    if engine.is_main:
-        finish(command, config, data, model, out, engine.world)
+            print(plan)
+    else:
+        with open_run(Path(command.config.out), command.config.run, engine) as folder:
+            train(command, engine, folder)
     engine.close()
     return 0
 
 
+def train(command: Command[PretrainConfig], engine: Engine, folder: OpenRun) -> None:
+    """The whole run, in a folder that it holds."""
+    config, data, model = prepare(command.config, engine, folder.begin)
+    stage = pretraining_stage(config, data, model, engine)
+    prepare_run_folder(folder.out, config, engine.world, write=engine.is_main)
+    fit(stage, config.run, config.optim, engine, folder)
+    if engine.is_main:
+        finish(command, config, data, model, folder.out, engine.world)
+
+
+def plan_run(command: Command[PretrainConfig], engine: Engine) -> str:
+    """A few real steps, of which nothing is kept, and what the run will be.
+
+    With ``--world-size`` they are rank 0's share of the steps of so many ranks.
+    """
+    world = command.world_size or engine.world
+    newest = checkpoint.latest(Path(command.config.out))
+    config, data, model = prepare(command.config, engine, newest)
+    stage = pretraining_stage(config, data, model, engine, planned=command.world_size)
+    nccl = engine.device.type == "cuda"
+    gather = gather_of(data, model, config.objective, world, nccl)
+    plan = timed_steps(stage, config.run, config.optim, engine, command.world_size, gather)
+    return f"{describe(data)}\n{plan}"
+
+
+def prepare(
+    config: PretrainConfig, engine: Engine, begin: Checkpoint | None
+) -> tuple[PretrainConfig, PretrainData, MultiGrainModel]:
+    """Data and model, and the config with the vocabulary that was found.
+
+    Args:
+        config: as given.
+        engine: where the run trains.
+        begin: what it goes on from; without, the model starts from `init`.
+    """
+    tokenizer = Tokenizer.load(begin.folder / "tokenizer.json") if begin else None
+    data = open_data(config, tokenizer=tokenizer)
+    config = fit_vocabulary(config, data.tokenizer)
+    torch.manual_seed(config.run.seed)
+    model = MultiGrainModel(config.model)
+    data.grid = model.vision.grid
+    if begin is None:
+        start_from(config.init, model, say=engine.is_main)
+    prepare_model(model, config.run)
+    return config, data, model
+
+
 def pretraining_stage(
-    config: PretrainConfig, data: PretrainData, model: MultiGrainModel, engine: Engine
+    config: PretrainConfig,
+    data: PretrainData,
+    model: MultiGrainModel,
+    engine: Engine,
+    planned: int | None = None,
 ) -> Stage:
-    """What the loop trains."""
+    """What the loop trains.
+
+    Args:
+        config, data, model: from `prepare`.
+        engine: where it trains.
+        planned: ranks of a run of which this process takes the first one's part.
+    """
+    rank, world = (engine.rank, engine.world) if planned is None else (0, planned)
+    capacity = data.capacity(world)
 
     def measure() -> dict[str, float]:
-        batches = data.validation_stream(engine.rank, engine.world)
+        batches = data.validation_stream(rank, world)
         return validate(model, batches, config.objective, engine.device)
 
+    objective = config.objective
     return Stage(
         name="pretrain",
-        module=PretrainingModule(model, config.objective, data.capacity(engine.world)),
+        module=PretrainingModule(model, objective, capacity),
         model=model,
-        batches=lambda start, stop: data.stream(start, stop, engine.rank, engine.world),
-        extra=region_updates(config, data, engine),
+        batches=lambda start, stop: data.stream(start, stop, rank, world),
+        extra=region_updates(config, data, rank, world),
         validate=measure if data.validation is not None else None,
         facts={
             "corpora": data.fingerprints(),
@@ -94,11 +148,28 @@ def pretraining_stage(
             "tokenizer.json": data.tokenizer.to_json(),
             **({STATEMENT: data.leak_audit} if data.leak_audit else {}),
         },
+        work=StepWork(config.model, objective, capacity, engine.device),
+        skipped=SkippedSamples(data.ledgers).take,
+        limits={"model.temperature": (objective.min_temperature, objective.max_temperature)},
+        shared=_shared(config),
+        config=to_dict(config),
     )
 
 
+def _shared(config: PretrainConfig) -> dict[str, int]:
+    """What else ranks and accumulated parts share evenly."""
+    shared = {}
+    if config.data.max_concepts is not None:
+        shared["data.max_concepts"] = config.data.max_concepts
+    regions = config.data.region_updates
+    if regions is not None:
+        shared["data.region_updates.images"] = regions.images
+        shared["data.region_updates.texts"] = regions.texts
+    return shared
+
+
 def region_updates(
-    config: PretrainConfig, data: PretrainData, engine: Engine
+    config: PretrainConfig, data: PretrainData, rank: int, world: int
 ) -> ExtraUpdates | None:
     """The updates on regions alone, where the config asks for them."""
     regions = config.data.region_updates
@@ -106,7 +177,7 @@ def region_updates(
         return None
     return ExtraUpdates(
         name="region",
-        batches=lambda start, stop: data.region_stream(start, stop, engine.rank, engine.world),
+        batches=lambda start, stop: data.region_stream(start, stop, rank, world),
         images=regions.images,
         probability=regions.probability,
     )
@@ -241,8 +312,3 @@ def _last_validation(path: Path) -> dict[str, float | None]:
         if entry["split"] == "val":
             figures = {k: v for k, v in entry.items() if k not in {"step", "split"}}
     return figures
-
-
-def _tokenizer_of(out: Path) -> Tokenizer | None:
-    found = checkpoint.latest(out)
-    return Tokenizer.load(found.folder / "tokenizer.json") if found else None

@@ -1,4 +1,4 @@
-"""Validation while pretraining: one figure for each objective, and boxes by grain."""
+"""Validation while pretraining: figures for each objective, all in all and by grain."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pretrain.config import ObjectiveConfig
+from pretrain.grains import Terms
 from pretrain.inputs import inputs_of
 from pretrain.objective import Outputs, run_objectives
 from wholegrain.boxes import cxcywh_to_xyxy, iou
@@ -69,7 +70,9 @@ def validate(
     Returns:
         ``match_accuracy`` over positives and drawn negatives, ``masked_token_accuracy``,
         ``box_acc@0.5_region`` and ``_object``, ``box_iou``, ``image_to_text_r@1`` and
-        ``text_to_image_r@1`` among whole images and their captions, and the losses.
+        ``text_to_image_r@1`` among whole images and their captions, and the losses. Losses,
+        accuracies and overlap also by grain, as ``matching/region``: the mean over all terms of
+        that grain. A figure of which there is nothing is left out.
     """
     seen: list[_Seen] = []
     state = torch.get_rng_state()
@@ -80,7 +83,7 @@ def validate(
         inputs = inputs_of(batch, model, options)
         outputs = run_objectives(model, inputs, options)
         tally = Tally()
-        _observe(tally, outputs, batch, inputs.hidden.label)
+        _observe(tally, outputs, batch, inputs.hidden.row, inputs.hidden.label)
         whole = batch.grain == IMAGE
         seen.append(
             _Seen(
@@ -95,21 +98,38 @@ def validate(
     return _figures(_gathered(seen))
 
 
-def _observe(tally: Tally, outputs: Outputs, batch: ConceptBatch, labels: Tensor) -> None:
-    count = batch.num_concepts
+def _observe(
+    tally: Tally, outputs: Outputs, batch: ConceptBatch, row: Tensor, label: Tensor
+) -> None:
+    """Adds what a batch showed, whose hidden words are `label` (K,) of concepts `row` (K,)."""
     for name, loss in outputs.losses.items():
         tally.add(name, loss[None].expand(batch.num_images))
-    said_match = outputs.match_logits.argmax(dim=-1) == 1
+    grain = batch.grain.cpu()
+    for name, terms in outputs.terms.items():
+        _by_grain(tally, name, terms, grain)
+    own = torch.arange(batch.num_concepts, device=row.device)
     valid = outputs.negatives.valid
-    tally.add("match_accuracy", said_match[:count])
-    tally.add("match_accuracy", ~said_match[count:][valid.repeat(2)])
-    tally.add("masked_token_accuracy", outputs.token_logits.argmax(dim=-1) == labels)
+    right = outputs.match_logits.argmax(dim=-1) == torch.cat([own < len(own), own < 0, own < 0])
+    counted = torch.cat([own < len(own), valid, valid])
+    tally.add("match_accuracy", right[counted])
+    _by_grain(tally, "match_accuracy", Terms(right, own.repeat(3), counted), grain)
+    right = outputs.token_logits.argmax(dim=-1) == label
+    tally.add("masked_token_accuracy", right)
+    _by_grain(tally, "masked_token_accuracy", Terms(right, row), grain)
     boxed = batch.extras["boxed"]
+    assert outputs.boxes is not None  # every validation batch is asked for boxes
     overlap = iou(cxcywh_to_xyxy(outputs.boxes), cxcywh_to_xyxy(batch.concept_box[boxed]))
     tally.add("box_iou", overlap)
-    for grain in batch.grain[boxed].unique().tolist():
-        chosen = batch.grain[boxed] == grain
-        tally.add(f"box_acc@0.5_{GRAINS[grain]}", overlap[chosen] >= 0.5)
+    _by_grain(tally, "box_iou", Terms(overlap, boxed), grain)
+    _by_grain(tally, "box_acc@0.5", Terms(overlap >= 0.5, boxed), grain, "_")
+
+
+def _by_grain(tally: Tally, name: str, terms: Terms, grain: Tensor, mark: str = "/") -> None:
+    values, of = terms.values.cpu(), grain[terms.concept.cpu()]
+    if terms.counted is not None:
+        values, of = values[terms.counted.cpu()], of[terms.counted.cpu()]
+    for kind, name_of in enumerate(GRAINS):
+        tally.add(f"{name}{mark}{name_of}", values[of == kind])
 
 
 def _gathered(mine: list[_Seen]) -> list[_Seen]:

@@ -9,6 +9,7 @@ STAGES = ("pretrain", "finetune", "data_tools")
 FLOORS = (
     (
         "wholegrain.errors",
+        "wholegrain.once",
         "wholegrain.boxes",
         "wholegrain.text",
         "wholegrain.config",

@@ -10,6 +10,8 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from wholegrain.once import say_once
+
 _SHOWN_VALUE = 120
 _BROKEN_PIPE = 141  # what a shell reports of a program that SIGPIPE ended
 
@@ -64,11 +66,14 @@ class ReleaseError(WholegrainError):
 
 
 def run_cli(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> int:
-    """Runs `main` and turns a user's error into one readable line and the error's status."""
+    """Runs `main` and turns a user's error into one readable line and the error's status.
+
+    Of several ranks that meet the same error one prints it; all of them end with its status.
+    """
     try:
         return main(argv)
     except WholegrainError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say_once(f"error: {error}")
         return error.exit_status
     except BrokenPipeError:
         # The reader of our output (`| head`) left. That is no traceback, but no success either:

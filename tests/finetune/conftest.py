@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from wholegrain.data.corpus import Corpus
-from wholegrain.data.record import Record, Reference, Region, enclosing_box
+from wholegrain.data.record import Absent, Record, Reference, Region, enclosing_box
 from wholegrain.data.shard import ShardWriter
 
 RECORDS = 11
@@ -59,3 +59,45 @@ def corpus_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def corpus(corpus_folder: Path) -> Corpus:
     """The same corpus, opened."""
     return Corpus.open(corpus_folder)
+
+
+def _grec_record(number: int) -> Record:
+    """One cup; the same and another; and, from the second photo on, two texts about nothing."""
+    one, other = (5.0, 5.0, 20.0, 10.0), (30.0, 30.0 + number, 10.0, 20.0)
+
+    def reference(place: int, texts: int) -> Reference:
+        first = 100 * number + 10 * place
+        return Reference("grefcoco-unc", first, tuple(range(first, first + texts)), "val")
+
+    regions = (
+        Region("region", one, ("the red cup",), ref=reference(0, 1)),
+        Region(
+            "region",
+            enclosing_box((one, other)),
+            ("both cups", "cups"),
+            ref=reference(1, 2),
+            boxes=(one, other),
+        ),
+    )
+    nothing = (Absent(("a giraffe", "the man"), ref=reference(2, 2)), Absent(("a bus",)))
+    return Record(
+        id=f"grefcoco-unc/val/{number}",
+        source="grefcoco-unc",
+        split="val",
+        width=64,
+        height=96,
+        regions=regions,
+        absent=nothing if number else (),
+    )
+
+
+@pytest.fixture(scope="session")
+def grec_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four photos with 12 expressions about one thing or two, and 9 about nothing."""
+    out = tmp_path_factory.mktemp("grec") / "shards"
+    file = io.BytesIO()
+    Image.fromarray(np.zeros((96, 64, 3), np.uint8)).save(file, "PNG")
+    with ShardWriter(out, source={"name": "test", "key": "0"}) as writer:
+        for number in range(4):
+            writer.write(_grec_record(number), file.getvalue(), "png")
+    return out

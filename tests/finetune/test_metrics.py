@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
-from finetune.metrics import summarise
+from finetune.metrics import MEAN_GIOU, overlap_marks, summarise
 
 
 def _all(iou: np.ndarray, images: np.ndarray, **options: int):  # type: ignore[no-untyped-def]
-    return summarise(iou, images, {"all": np.ones(len(iou), dtype=bool)}, **options)["all"]
+    everything = {"all": np.ones(len(iou), dtype=bool)}
+    return summarise(overlap_marks(iou), images, everything, **options)["all"]
 
 
 def test_values_by_hand() -> None:
@@ -72,12 +73,30 @@ def test_order_changes_no_digit() -> None:
 def test_groups_are_separate_and_empty_ones_left_out() -> None:
     iou, images = np.array([1.0, 0.0, 1.0]), np.array([0, 1, 2])
     masks = {"a": iou > 0.5, "none": iou > 2, "b": iou < 0.5}
-    found = summarise(iou, images, masks)
+    found = summarise(overlap_marks(iou), images, masks)
     assert list(found) == ["a", "b"]
     assert found["a"].accuracy == 1.0
     assert found["a"].intervals["acc@0.5"] == (1.0, 1.0)
     assert found["b"].images == 1
-    assert summarise(iou, images, {}) == {}
+    assert summarise(overlap_marks(iou), images, {}) == {}
+
+
+def test_a_group_that_no_resample_holds_has_no_interval(recwarn: pytest.WarningsRecorder) -> None:
+    """One resample of three images leaves one of them out: its interval is unknown."""
+    iou, images = np.array([1.0, 0.0, 1.0]), np.array([0, 1, 2])
+    alone = {str(i): images == i for i in range(3)}
+    found = summarise(overlap_marks(iou), images, alone, resamples=1)
+    plain = [found[name].to_dict()["interval_95"]["acc@0.5"] for name in alone]
+    assert [None, None] in plain
+    assert len(recwarn) == 0
+
+
+def test_giou_may_be_negative() -> None:
+    marks = overlap_marks(np.array([-1.0, -0.25, 0.5]), MEAN_GIOU)
+    found = summarise(marks, np.arange(3), {"all": np.ones(3, dtype=bool)}, resamples=10)["all"]
+    assert found.values == {"acc@0.5": 1 / 3, "acc@0.75": 0.0, "acc@0.9": 0.0, "mean_giou": -0.25}
+    with pytest.raises(ValueError, match=r"GIoU of expression 0 is -1.5; it must lie in -1..1"):
+        overlap_marks(np.array([-1.5]), MEAN_GIOU)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), -0.1, 1.1])

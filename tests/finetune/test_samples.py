@@ -67,6 +67,14 @@ def test_several_boxes_and_their_hull(corpus: Corpus) -> None:
     assert cups.box == (0.0, 0.0, 30.0, 10.0)
 
 
+def test_kinds_are_those_of_flickr30k_entities() -> None:
+    """Attributes of other sets are adjectives, and none of them a kind."""
+    attributes = (("people", "clothing"), ("red", "other"), ())
+    regions = [Region("region", (0, 0, 1, 1), ("x",), attributes=names) for names in attributes]
+    record = Record("a", "s", "val", 9, 9, regions=tuple(regions))
+    assert [one.kinds for one in expressions_of(record, 0)] == [("people", "clothing"), (), ()]
+
+
 def test_grain_is_chosen(corpus: Corpus) -> None:
     record = corpus.record(0)
     assert {one.text for one in expressions_of(record, 0, ("object",))} == {"sky"}

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import wholegrain.train.loop as loop
 from pretrain.__main__ import main
 from wholegrain.errors import run_cli
-from wholegrain.train.meters import Journal
+from wholegrain.train.journal import Journal
 
 
 class Signalling(Journal):

@@ -12,16 +12,16 @@ from safetensors.torch import load_file
 
 from pretrain.__main__ import main
 from wholegrain.errors import run_cli
+from wholegrain.train.journal import tag
 
 PROGRAM = Path(__file__).with_name("signalled_program.py")
-CLOCKED = {"samples_per_second", "data_wait_share"}
 Launch = Callable[..., str]
 
 
 def metrics(out: Path) -> list[dict[str, Any]]:
     """The lines of metrics without what a clock says."""
     entries = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
-    return [{k: v for k, v in entry.items() if k not in CLOCKED} for entry in entries]
+    return [{k: v for k, v in entry.items() if not tag("train", k).startswith("speed/")} for entry in entries]
 
 
 def weights(out: Path, step: int = 6) -> dict[str, torch.Tensor]:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from pretrain.grains import BOXED, Terms
 from pretrain.validate import Tally, _figures, _observe, _Seen
 from wholegrain.data.batch import IMAGE, OBJECT, REGION
 from wholegrain.objectives.matching import Negatives
@@ -53,29 +54,52 @@ def test_figures_of_a_batch_by_hand() -> None:
         extras={"boxed": torch.tensor([1, 2])},
     )
     nobody = torch.zeros(3, dtype=torch.long)
+    valid = torch.tensor([True, True, False])
     outputs = SimpleNamespace(
         losses={"matching": torch.tensor(0.5)},
+        terms={
+            "matching": Terms(
+                torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5, 9.0, 0.7, 0.9, 9.0]),
+                torch.tensor([0, 1, 2] * 3),
+                torch.cat([torch.ones_like(valid), valid, valid]),
+            ),
+            "box_l1": Terms(torch.tensor([0.25, 0.75]), torch.tensor([1, 2]), grains=BOXED),
+        },
         # Positives: 2 of 3 called a match. Foreign images: the first is right, the second wrong,
         # the third has no negative. Foreign texts: first and second right.
         match_logits=logits([1, 1, 0, 0, 1, 1, 0, 0, 1], of=2),
-        negatives=Negatives(nobody, nobody, torch.tensor([True, True, False])),
+        negatives=Negatives(nobody, nobody, valid),
         token_logits=logits([4, 2, 0, 3], of=5),
         # The region's box is half of the truth: IoU 1/2. The object's is elsewhere.
         boxes=torch.tensor([[0.125, 0.5, 0.25, 1.0], [0.9, 0.9, 0.1, 0.1]]),
     )
     tally = Tally()
-    _observe(tally, outputs, batch, torch.tensor([4, 2, 1, 1]))
+    # The caption hides three words, of which two are found; the region one, which is not.
+    _observe(tally, outputs, batch, torch.tensor([0, 0, 0, 1]), torch.tensor([4, 2, 1, 1]))
     assert tally.means() == pytest.approx(
         {
             "matching": 0.5,
+            "matching/image": (0.1 + 0.4 + 0.7) / 3,
+            "matching/region": (0.2 + 0.5 + 0.9) / 3,
+            "matching/object": 0.3,
+            "box_l1/region": 0.25,
+            "box_l1/object": 0.75,
             "match_accuracy": 5 / 7,
+            "match_accuracy/image": 1.0,
+            "match_accuracy/region": 2 / 3,
+            "match_accuracy/object": 0.0,
             "masked_token_accuracy": 0.5,
+            "masked_token_accuracy/image": 2 / 3,
+            "masked_token_accuracy/region": 0.0,
             "box_iou": 0.25,
+            "box_iou/region": 0.5,
+            "box_iou/object": 0.0,
             "box_acc@0.5_region": 1.0,
             "box_acc@0.5_object": 0.0,
         }
     )
     assert tally.counts["matching"] == 2  # a mean over images, not over batches
+    assert tally.counts["matching/region"] == 3  # a mean over terms
 
 
 def vectors(angles: list[float]) -> torch.Tensor:

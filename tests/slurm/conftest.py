@@ -1,16 +1,22 @@
-"""A data set that takes several parts, and the corpus that one process makes of it."""
+"""A running cluster, a data set of several parts, and the corpus that one process makes of it."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import simplejpeg
+
+from tests.slurm import cluster
+from tests.slurm.cluster import Slurm
 
 PHOTOS = 26
 
@@ -48,3 +54,18 @@ def given(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Given:
     command = [sys.executable, "-m", "data_tools", "convert", *arguments, "--processes", "1"]
     subprocess.run([*command, "--out", str(root / "out")], cwd=repository, check=True)
     return Given(arguments, contents(root / "out"))
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[Slurm]:
+    """A cluster that all tests share; they leave its nodes as they found them."""
+    reason = cluster.missing()
+    if reason is not None:
+        pytest.skip(reason)
+    # A short path: that of munge's socket may have 107 characters.
+    run = Path(tempfile.mkdtemp(prefix="slurm-"))
+    try:
+        yield cluster.start(run)
+    finally:
+        cluster.stop(run)
+        shutil.rmtree(run, ignore_errors=True)

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from wholegrain.errors import CheckpointError
+from wholegrain.model.tensor_file import write_tensors
 
 _SHOWN = 4
 
@@ -22,7 +23,7 @@ _SHOWN = 4
 def save_weights(model: nn.Module, path: Path) -> None:
     """Writes the model's state to `path` (safetensors), on the CPU, in its own precision."""
     state = distinct(model.state_dict())
-    save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, path)
+    write_tensors(path, {n: value.detach().cpu().contiguous() for n, value in state.items()}, {})
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

@@ -38,6 +38,7 @@ def contrastive_loss(
     bias: Tensor | None = None,
     gradient: GradientScale = "exact",
     chunk: int | None = None,
+    rows: Tensor | None = None,
 ) -> Tensor:
     """The mean loss of this rank's rows against the concepts of all ranks, in fp32 at least.
 
@@ -65,6 +66,8 @@ def contrastive_loss(
         chunk: similarities of at most so many rows are held at a time; None holds those of all C.
             The gradient is taken in the same sweep, so that neither way keeps any for backward,
             nor computes any twice.
+        rows: (C,) that is filled with the loss of each row, whose mean is the loss of this rank's
+            rows; it carries no gradient.
 
     Returns:
         Scalar whose mean over ranks is the loss of the whole batch, also where ranks hold different
@@ -86,7 +89,10 @@ def contrastive_loss(
         numbers = [temperature.to(dtype)] + ([] if bias is None else [bias.to(dtype)])
         step = max(1, count) if chunk is None else chunk
         differentiable = torch.is_grad_enabled()
-        total: Tensor = _LocalLoss.apply(everyone, form, step, differentiable, *vectors, *numbers)
+        total: Tensor
+        total, each_row = _LocalLoss.apply(everyone, form, step, differentiable, *vectors, *numbers)
+        if rows is not None:
+            rows.copy_(each_row / len(_SIDES[form]))
         share = everyone.ranks / everyone.total().clamp(min=1).to(dtype)
         return total * share / len(_SIDES[form])
 
@@ -99,7 +105,7 @@ _SIDES: dict[Form, tuple[tuple[int, int], ...]] = {
 
 
 class _LocalLoss(torch.autograd.Function):
-    """The loss summed over this rank's rows, and its gradient, some rows at a time.
+    """The loss summed over this rank's rows, and of each row; its gradient, some rows at a time.
 
     The gradient is taken while the similarities are there. Besides memory this keeps its precision
     in one place: backward may run under autocast and would then take products in half precision.
@@ -113,11 +119,11 @@ class _LocalLoss(torch.autograd.Function):
         step: int,
         differentiable: bool,
         *inputs: Tensor,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         numbers = [each.detach().requires_grad_() for each in inputs[4:]]
         gradients = [torch.zeros_like(each) if differentiable else None for each in inputs]
-        total = inputs[0].new_zeros(())
         count = len(inputs[0])
+        total, each_row = inputs[0].new_zeros(()), inputs[0].new_zeros(count)
         for start in range(0, count, step):
             part = slice(start, min(start + step, count))
             own = everyone.first + torch.arange(part.start, part.stop, device=total.device)
@@ -125,8 +131,9 @@ class _LocalLoss(torch.autograd.Function):
                 rows, columns = (inputs[place].detach() for place in side)
                 leaves = [rows[part].requires_grad_(), columns.requires_grad_(), *numbers]
                 with torch.set_grad_enabled(differentiable):
-                    loss = _sum(everyone, form, own, *leaves)
+                    loss, terms = _sum(everyone, form, own, *leaves)
                 total += loss.detach()
+                each_row[part] += terms
                 if differentiable:
                     found = torch.autograd.grad(loss, leaves)
                     for place, each in zip((*side, 4, 5), found, strict=False):
@@ -135,7 +142,8 @@ class _LocalLoss(torch.autograd.Function):
                         (gradient[part] if place == side[0] else gradient).add_(each)
                 del loss
         ctx.save_for_backward(*gradients)
-        return total
+        ctx.mark_non_differentiable(each_row)
+        return total, each_row
 
     @staticmethod
     @once_differentiable
@@ -151,8 +159,11 @@ def _sum(
     columns: Tensor,
     temperature: Tensor,
     bias: Tensor | None = None,
-) -> Tensor:
-    """The loss summed over some rows (R, E) with gathered indices `own`, against columns (N, E)."""
+) -> tuple[Tensor, Tensor]:
+    """The loss summed over some rows (R, E) with gathered indices `own`, against columns (N, E).
+
+    And of each row (R,), without gradient.
+    """
     blocked = everyone.blocked(own, partner=False)
     # The temperature goes to the small factor: else autograd would keep the undivided similarities.
     scaled = rows / temperature
@@ -161,11 +172,15 @@ def _sum(
         logits += bias
     logits.masked_fill_(blocked, float("-inf"))
     if form == "softmax":
-        return F.cross_entropy(logits, own, reduction="sum")
+        # What `cross_entropy` does, in two steps: the rows then cost no second look at (R, N).
+        scores = logits.log_softmax(dim=1)
+        terms = -scores.detach().gather(1, own[:, None]).squeeze(1)
+        return F.nll_loss(scores, own, reduction="sum"), terms
     partner = (scaled * columns.index_select(0, own)).sum(dim=1)
     if bias is not None:
         partner = partner + bias
-    return -F.logsigmoid(logits.neg_().scatter_(1, own[:, None], partner[:, None])).sum()
+    scores = F.logsigmoid(logits.neg_().scatter_(1, own[:, None], partner[:, None]))
+    return -scores.sum(), -scores.detach().sum(dim=1)
 
 
 class _ScaleGradient(torch.autograd.Function):

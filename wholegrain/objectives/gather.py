@@ -20,6 +20,19 @@ import torch.distributed as dist
 from torch import Tensor
 
 
+class Summed(NamedTuple):
+    """A loss as a sum of terms; for `mean_over_ranks`."""
+
+    total: Tensor
+    """Scalar."""
+    number: Tensor | int
+    """How many terms it is a sum of."""
+    terms: Tensor
+    """(N,) the terms themselves, without gradient."""
+    counted: Tensor | None = None
+    """bool (N,), False at terms that are left out; None takes them all."""
+
+
 def world() -> tuple[int, int]:
     """(rank, world size); (0, 1) outside a process group."""
     if dist.is_available() and dist.is_initialized():

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from wholegrain.objectives.gather import GatheredConcepts, gather_concepts
+from wholegrain.objectives.gather import GatheredConcepts, Summed, gather_concepts
 
 _FLOOR = 1e-5  # keeps a draw possible when the softmax underflows
 
@@ -121,8 +121,8 @@ def _parts(rows: Tensor, chunk: int | None) -> tuple[Tensor, ...]:
     return (rows,) if chunk is None else rows.split(chunk)
 
 
-def matching_sum(logits: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Sum of the cross entropies, and how many count; for `mean_over_ranks`.
+def matching_sum(logits: Tensor, valid: Tensor | None = None) -> Summed:
+    """Sum of the cross entropies, how many count, and the terms (3 C,).
 
     C positives, then C pairs with a foreign image, then C with a foreign text.
 
@@ -136,9 +136,10 @@ def matching_sum(logits: Tensor, valid: Tensor | None = None) -> tuple[Tensor, T
     precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
     losses = F.cross_entropy(precise, labels, reduction="none")
     if valid is None:
-        return losses.sum(), torch.full((), 3 * count, dtype=torch.long, device=logits.device)
-    counts = torch.cat([torch.ones_like(valid), valid, valid])
-    return (losses * counts).sum(), counts.sum()
+        number = torch.full((), 3 * count, dtype=torch.long, device=logits.device)
+        return Summed(losses.sum(), number, losses.detach())
+    counted = torch.cat([torch.ones_like(valid), valid, valid])
+    return Summed((losses * counted).sum(), counted.sum(), losses.detach(), counted)
 
 
 def matching_loss(logits: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -147,5 +148,5 @@ def matching_loss(logits: Tensor, valid: Tensor | None = None) -> Tensor:
     Where no negative is valid (a batch of one pair), the positives alone are left: finite, though
     no more than an urge to say yes.
     """
-    total, count = matching_sum(logits, valid)
-    return total / count.clamp(min=1)
+    total, count, _, _ = matching_sum(logits, valid)
+    return total / torch.as_tensor(count).clamp(min=1)

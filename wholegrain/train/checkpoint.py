@@ -1,31 +1,33 @@
 """Checkpoints: a folder that exists only when it is whole.
 
-``checkpoints/step_000500/`` holds ``model.safetensors``, ``optimizer.pt``, ``state.json`` and the
-files that a release needs. It is written aside, flushed, marked ``COMPLETE``, renamed, and only
-then are older ones removed. Everything else of a resume is arithmetic: order, augmentation and
-dropout are functions of the step.
+``checkpoints/step_000500/`` holds ``model.safetensors``, the optimizer files of the ranks,
+``state.json``, the files that a release needs, and ``checksums.json`` about them all. It is written
+aside (see ``checkpoint_writer``), flushed, marked ``COMPLETE``, renamed, and only then are older
+ones removed. Everything else of a resume is arithmetic: order, augmentation and dropout are
+functions of the step.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any
+from typing import Any, Literal
 
-import torch
 from torch import nn
 
 from wholegrain.errors import CheckpointError
-from wholegrain.model.weights import load_weights, save_weights
+from wholegrain.model.weights import load_weights
+from wholegrain.train.optimizer_state import StoredState, is_optimizer_file
+from wholegrain.model.tensor_file import Sum, file_sum, flush_folder, write_text
 
 MARKER = "COMPLETE"
-_NAME = re.compile(r"step_(\d+)$")
+WEIGHTS, STATE, CHECKSUMS = "model.safetensors", "state.json", "checksums.json"
+_NAME = re.compile(r"step_(\d+)")
+_LARGEST_JSON = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -37,92 +39,69 @@ class Checkpoint:
     @property
     def step(self) -> int:
         """Optimizer steps done."""
-        match = _NAME.search(self.folder.name)
+        match = _NAME.match(self.folder.name)
         return int(match.group(1)) if match else 0
 
     @property
     def weights(self) -> Path:
         """The weights, as safetensors."""
-        return self.folder / "model.safetensors"
+        return self.folder / WEIGHTS
 
     def state(self) -> dict[str, Any]:
         """What was stored beside the tensors."""
-        try:
-            state = json.loads((self.folder / "state.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(
-                f"{self.folder}/state.json: cannot be read ({error}); remove the folder to fall "
-                "back to the checkpoint before it"
-            ) from error
-        return dict(state)
+        return self._read(STATE)
 
-    def load(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Loads weights and, where given, the optimizer's state; nothing is executed.
+    def sums(self) -> dict[str, Sum]:
+        """What each file of the checkpoint must be, by name.
 
         Raises:
-            CheckpointError: a name is missing or left over, or a file is damaged.
+            CheckpointError: ``checksums.json`` is missing or says something else.
+        """
+        values = self._read(CHECKSUMS)
+        try:
+            sums = {name: Sum(str(v["sha256"]), int(v["bytes"])) for name, v in values.items()}
+        except (TypeError, KeyError, ValueError) as error:
+            raise self._unreadable(CHECKSUMS, repr(error)) from error
+        for name in sums:
+            if name in {"", ".", ".."} or Path(name).name != name:
+                raise self._unreadable(CHECKSUMS, f"{name!r} is not the name of a file")
+        return sums
+
+    def load(self, model: nn.Module) -> None:
+        """Loads the weights; nothing is executed.
+
+        Raises:
+            CheckpointError: a name is missing or left over, or the file is damaged.
         """
         load_weights(model, self.weights)
-        if optimizer is None:
-            return
+
+    def optimizer(self) -> StoredState:
+        """The optimizer state of all ranks that wrote it.
+
+        Raises:
+            CheckpointError: a file is damaged; names it.
+        """
+        return StoredState(self.folder, sorted(filter(is_optimizer_file, self.sums())))
+
+    def _read(self, name: str) -> dict[str, Any]:
+        path = self.folder / name
         try:
-            state = torch.load(self.folder / "optimizer.pt", weights_only=True, map_location="cpu")
-            optimizer.load_state_dict(state)
-        except (OSError, EOFError, ValueError, RuntimeError, KeyError, UnpicklingError) as error:
-            raise CheckpointError(
-                f"{self.folder}/optimizer.pt is damaged or of another config ({error}); resume "
-                "with the config of the run, or remove the folder to fall back to the one before"
-            ) from error
+            if path.stat().st_size > _LARGEST_JSON:
+                raise ValueError(f"{path.stat().st_size} bytes are too many")
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            raise self._unreadable(name, error) from error
 
-
-def save(
-    run: Path,
-    step: int,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    state: Mapping[str, Any],
-    keep: int,
-    extra_files: Mapping[str, str] | None = None,
-) -> Checkpoint:
-    """Writes the checkpoint of a step and removes those beyond the newest `keep`.
-
-    Args:
-        run: the run folder.
-        step: optimizer steps done.
-        model, optimizer: what to save.
-        state: JSON-able facts, for instance the corpus fingerprint.
-        keep: complete checkpoints to keep, this one included.
-        extra_files: name to text of files that go along.
-    """
-    parent = run / "checkpoints"
-    parent.mkdir(parents=True, exist_ok=True)
-    final = parent / f"step_{step:06d}"
-    aside = parent / f".{final.name}.partial-{os.getpid()}"
-    for left_over in parent.glob(".step_*.partial-*"):
-        shutil.rmtree(left_over, ignore_errors=True)
-    aside.mkdir()
-    save_weights(model, aside / "model.safetensors")
-    torch.save(optimizer.state_dict(), aside / "optimizer.pt")
-    (aside / "state.json").write_text(json.dumps({"step": step, **state}, indent=1))
-    for name, text in (extra_files or {}).items():
-        (aside / name).write_text(text, encoding="utf-8")
-    for path in aside.iterdir():
-        _flush(path)
-    (aside / MARKER).touch()
-    _flush(aside / MARKER)
-    if final.exists():
-        shutil.rmtree(final)
-    aside.rename(final)
-    _flush(parent)
-    for old in complete(run)[:-keep]:
-        shutil.rmtree(old.folder)
-    return Checkpoint(final)
+    def _unreadable(self, name: str, error: object) -> CheckpointError:
+        return CheckpointError(
+            f"{self.folder}/{name}: cannot be read ({error}); remove the folder to fall back to "
+            "the checkpoint before it"
+        )
 
 
 def complete(run: Path) -> list[Checkpoint]:
     """The complete checkpoints of a run, oldest first."""
-    found = [p.parent for p in (run / "checkpoints").glob(f"step_*/{MARKER}")]
-    return sorted((Checkpoint(folder) for folder in found), key=lambda c: c.step)
+    return [found for found in _all(run) if (found.folder / MARKER).exists()]
 
 
 def latest(run: Path) -> Checkpoint | None:
@@ -131,9 +110,221 @@ def latest(run: Path) -> Checkpoint | None:
     return found[-1] if found else None
 
 
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def verify(checkpoint: Checkpoint) -> str | None:
+    """Why a checkpoint must not be used, in words; None where every byte is as it was written.
+
+    Reads all of it, at the speed of the storage or of sha256, whichever is slower.
+    """
+    folder = checkpoint.folder
+    if not (folder / MARKER).exists():
+        return f"{MARKER} is missing"
+    if not (folder / CHECKSUMS).exists():
+        return f"{CHECKSUMS} is missing, so it is of a form that this version does not read"
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sums = checkpoint.sums()
+    except CheckpointError:
+        return f"{CHECKSUMS} is damaged"
+    unlisted = [name for name in (WEIGHTS, STATE) if name not in sums]
+    if unlisted:
+        return f"{CHECKSUMS} does not list {unlisted[0]}"
+    for name, expected in sums.items():
+        problem = _difference(folder / name, expected)
+        if problem:
+            return f"{name} {problem}"
+    try:
+        step = checkpoint.state().get("step")
+    except CheckpointError:
+        return f"{STATE} is not JSON"
+    if step != checkpoint.step:
+        return f"{STATE} is of step {step!r}"
+    return None
+
+
+def newest_whole(
+    run: Path, resume: Literal["auto", "never"] | int, say: Callable[[str], None]
+) -> Checkpoint | None:
+    """The checkpoint that a run goes on from; None where it begins. Only one rank calls this.
+
+    Args:
+        run: the run folder.
+        resume: as ``RunConfig.resume``. `auto` passes over what is not whole: that is named,
+            renamed ``step_N.damaged``, and the one before is taken. A number takes the checkpoint
+            of that step, and renames later ones ``step_N.set-aside``.
+        say: takes a line for the user.
+
+    Raises:
+        CheckpointError: there are checkpoints and `resume` is `never`; that of the step is not
+            there or not whole; none is whole.
+    """
+    settle_replaced(run)
+    found = _all(run)
+    if resume == "never":
+        if found:
+            raise CheckpointError(
+                f"{run}: has checkpoints up to step {found[-1].step}, and run.resume is 'never'; "
+                "give another --out, or run.resume=auto to continue"
+            )
+        return None
+    if resume != "auto":
+        return _of_step(run, found, resume, say)
+    refused: list[tuple[Checkpoint, str]] = []
+    for checkpoint in reversed(found):
+        problem = verify(checkpoint)
+        if problem is None:
+            for other, why in refused:
+                name = _rename(other, "damaged")
+                say(
+                    f"{other.folder} is not whole: {why}; it is now called {name}, and the run "
+                    f"continues from step {checkpoint.step}"
+                )
+            return checkpoint
+        refused.append((checkpoint, problem))
+    if refused:
+        # They keep their names: a run that is started again must not begin from nothing unasked.
+        reasons = "; ".join(f"{c.folder.name}: {why}" for c, why in refused)
+        raise CheckpointError(
+            f"{run}: no checkpoint is whole ({reasons}); bring one back from a copy, or give "
+            "another --out to begin anew"
+        )
+    return None
+
+
+def prune(run: Path, keep: int, keep_every: int) -> None:
+    """Removes complete checkpoints, but for the newest `keep` and multiples of `keep_every`.
+
+    Args:
+        run: the run folder.
+        keep: at least 1.
+        keep_every: steps; 0 keeps none for ever.
+
+    Raises:
+        OSError: the storage does not let one go.
+    """
+    for old in complete(run)[:-keep]:
+        if not keep_every or old.step % keep_every:
+            remove(old.folder)
+
+
+def remove(folder: Path) -> None:
+    """Removes a folder; at no moment is there one that looks whole and is not.
+
+    Raises:
+        OSError: the storage does not let it go.
+    """
+    gone = folder.with_name(f".removed-{folder.name.lstrip('.')}")
+    if gone.exists():
+        shutil.rmtree(gone)
+    folder.rename(gone)
+    shutil.rmtree(gone)
+
+
+def settle_replaced(run: Path) -> None:
+    """Removes checkpoints that were replaced, and puts one back whose replacement never came.
+
+    Raises:
+        OSError: the storage does not let one go.
+    """
+    for old in sorted((run / "checkpoints").glob(".step_*.replaced")):
+        final = old.with_name(old.name.removeprefix(".").removesuffix(".replaced"))
+        if final.exists():
+            shutil.rmtree(old)
+        else:
+            old.rename(final)
+
+
+def sweep(run: Path) -> None:
+    """Removes what saves and removals that were cut short left behind; one rank, before any save.
+
+    Raises:
+        OSError: the storage does not let something go.
+    """
+    settle_replaced(run)
+    parent = run / "checkpoints"
+    for pattern in (".step_*.partial-*", ".removed-*"):
+        for left_over in parent.glob(pattern):
+            shutil.rmtree(left_over)
+    for record in parent.glob(".save-*.failed"):
+        record.unlink()
+
+
+def seal(aside: Path, final: Path, sums: Mapping[str, Sum], mark: str) -> None:
+    """Makes a checkpoint of a folder whose files are all written and flushed.
+
+    Args:
+        aside: the folder, beside `final`.
+        final: the name that it gets; a checkpoint of that name is replaced, and stays beside it
+            under a hidden name until ``settle_replaced``.
+        sums: of its files.
+        mark: what its marker says.
+
+    Raises:
+        OSError: the storage does not take it.
+    """
+    listed = {name: asdict(sums[name]) for name in sorted(sums)}
+    write_text(aside / CHECKSUMS, json.dumps(listed, indent=1))
+    write_text(aside / MARKER, mark)
+    flush_folder(aside)
+    if final.exists():
+        final.rename(final.with_name(f".{final.name}.replaced"))
+    aside.rename(final)
+    flush_folder(final.parent)
+
+
+def _all(run: Path) -> list[Checkpoint]:
+    """The checkpoints of a run, with and without their marker, oldest first."""
+    found = [p for p in (run / "checkpoints").glob("step_*") if _NAME.fullmatch(p.name)]
+    return sorted(map(Checkpoint, found), key=lambda checkpoint: checkpoint.step)
+
+
+def _of_step(
+    run: Path, found: list[Checkpoint], step: int, say: Callable[[str], None]
+) -> Checkpoint:
+    asked = next((checkpoint for checkpoint in found if checkpoint.step == step), None)
+    if asked is None:
+        there = ", ".join(str(checkpoint.step) for checkpoint in found) or "none"
+        raise CheckpointError(
+            f"{run}: has no checkpoint of step {step}, which run.resume asks for; there are: "
+            f"{there}"
+        )
+    problem = verify(asked)
+    if problem:
+        others = ", ".join(str(checkpoint.step) for checkpoint in found if checkpoint != asked)
+        raise CheckpointError(
+            f"{asked.folder}: is not whole ({problem}), and run.resume asks for it; there are "
+            f"also: {others or 'none'}"
+        )
+    for later in found[found.index(asked) + 1 :]:
+        name = _rename(later, "set-aside")
+        say(f"{later.folder} is now called {name}: the run continues from step {step}")
+    return asked
+
+
+def _rename(checkpoint: Checkpoint, ending: str) -> str:
+    """Takes a checkpoint out of the row; returns its new name."""
+    folder = checkpoint.folder
+    new, number = folder.with_name(f"{folder.name}.{ending}"), 1
+    while new.exists():
+        number += 1
+        new = folder.with_name(f"{folder.name}.{ending}-{number}")
+    try:
+        folder.rename(new)
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder}: cannot be renamed {new.name} ({error.strerror}); make the run folder "
+            "writable"
+        ) from error
+    return new.name
+
+
+def _difference(path: Path, expected: Sum) -> str | None:
+    try:
+        size = path.stat().st_size
+        if size != expected.bytes:
+            return f"has {size:,} bytes instead of {expected.bytes:,}"
+        if file_sum(path) != expected:
+            return f"is altered: its sha256 is not that of {CHECKSUMS}"
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    return None

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-import resource
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
-from pathlib import Path
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
-from wholegrain.errors import CheckpointError, WholegrainError
-from wholegrain.train import checkpoint
+from wholegrain.errors import WholegrainError
 from wholegrain.train.config import OptimConfig, RunConfig
 from wholegrain.train.engine import Engine
-from wholegrain.train.meters import Averages, Journal, Throughput
+from wholegrain.train.journal import Journal
+from wholegrain.train.meters import Averages, Throughput, Work, across_ranks, memory_meter
+from wholegrain.train.open_run import OpenRun
 from wholegrain.train.optim import Optimizer
+from wholegrain.train.partitioned_adamw import Limits
+from wholegrain.train.peaks import peak_flops
 from wholegrain.train.preempt import StopRequest
-from wholegrain.train.updates import Batches, ExtraUpdates, Trainer, UpdateKind
+from wholegrain.train.profile import StepProfile
+from wholegrain.train.saving import Saver, load_optimizer_of, load_weights_of, newest_of
+from wholegrain.train.updates import Batches, ExtraUpdates, Trainer, UpdateKind, update_kinds
+from wholegrain.train.vote import StopVote
+from wholegrain.train.watchdog import Watchdog
 
-_TIMED = 3  # updates of each kind in a dry run; the first warms up and is not counted
+_LONGER = 20  # times the patience of a step, for a validation or the end of a save
 
 
 @dataclass
@@ -48,6 +52,16 @@ class Stage:
     """Texts stored with each checkpoint."""
     adapters: Sequence[nn.Parameter] = ()
     """Parameters with the adapters' rate."""
+    work: Callable[[Any], Work] | None = None
+    """What a batch asks of a rank, counted before it leaves the host; for the meters."""
+    skipped: Callable[[], Mapping[str, float]] = dict
+    """Bad samples of this rank since the last look, by cause."""
+    limits: Mapping[str, Limits] = field(default_factory=dict)
+    """Bounds that parameters of `module` are kept in, by name."""
+    shared: Mapping[str, int] = field(default_factory=dict)
+    """Settings, besides the batch size, that ranks and parts must share evenly."""
+    config: Mapping[str, Any] | None = None
+    """As resolved, for services that show it."""
 
 
 class Interrupted(WholegrainError):
@@ -57,111 +71,136 @@ class Interrupted(WholegrainError):
     """EX_TEMPFAIL: lets a scheduler's script tell this from a mistake."""
 
 
-def fit(stage: Stage, run: RunConfig, optim: OptimConfig, engine: Engine, out: Path) -> int:
-    """Trains from the newest complete checkpoint, or from the start, to `run.steps`.
+def fit(stage: Stage, run: RunConfig, optim: OptimConfig, engine: Engine, folder: OpenRun) -> int:
+    """Trains from the folder's checkpoint, or from the start, to `run.steps`.
 
     Returns:
         The step that the run began at.
 
     Raises:
         Interrupted: after SIGTERM or SIGUSR1, with a checkpoint written.
+        CheckpointError: the last checkpoint could not be written.
+        RankDivergence: the ranks' weights are no longer the same.
         WholegrainError: too many non-finite updates in a row.
     """
-    optimizer = Optimizer(stage.module, optim, run.steps, stage.adapters)
     # A model that comes from a release is in evaluation mode.
     stage.module.train().to(engine.device)
-    averages, speed = Averages(), Throughput()
-    start = _resume(stage, optimizer, averages, out)
-    wrapped = engine.wrap(stage.module, some_unused=stage.extra is not None)
-    trainer = Trainer(wrapped, run, engine, optimizer, averages, speed)
-    with (
-        Journal(out, run.steps, start, stage.name, engine.is_main) as journal,
-        StopRequest() as stop,
-    ):
-        kinds = _kinds(stage, run, start, run.steps)
-        for step in range(start, run.steps):
-            for kind in kinds:
-                if kind.due(step):
-                    rate = trainer.update(kind, step)
-            done = step + 1
-            if done % run.log_every == 0 or done == run.steps:
-                means = engine.mean({**averages.take(), **speed.take()})
-                journal.write(done, "train", {**means, "learning_rate": rate})
-                _stop_if_lost(max(int(kind.lost_in_a_row) for kind in kinds), run, out)
-            if _due(done, run.validate_every, run.steps) and stage.validate is not None:
-                journal.write(done, "val", validated(stage, engine))
-                speed.take()
-            interrupted = engine.any(stop.received is not None)
-            if _due(done, run.save_every, run.steps) or interrupted:
-                _save(stage, optimizer, averages, engine, out, done, run.keep)
-            if interrupted and done < run.steps:
-                raise Interrupted(f"stopped at step {done} by a signal; run again to continue")
+    load_weights_of(folder.begin, stage)
+    averages = Averages()
+    trainer = make_trainer(stage, run, optim, engine, averages)
+    start = load_optimizer_of(folder.begin, trainer.optimizer, averages)
+    with ExitStack() as within:
+        _Loop(stage, run, engine, folder, trainer, start, within).train()
+    engine.unwrap(stage.module)
     engine.share_buffers(stage.module)
     return start
 
 
-def timed_steps(stage: Stage, run: RunConfig, optim: OptimConfig, engine: Engine) -> str:
-    """Takes a few real steps, keeps nothing, and says what the run will be."""
-    optimizer = Optimizer(stage.module, optim, run.steps, stage.adapters)
-    wrapped = engine.wrap(stage.module.train().to(engine.device), stage.extra is not None)
-    trainer, extra = Trainer(wrapped, run, engine, optimizer), stage.extra
-    shares = [1.0] if extra is None else [extra.probability, 1.0]
-    always = None if extra is None else replace(extra, probability=1.0)
-    kinds = _kinds(replace(stage, extra=always), run, 0, _TIMED)
-    seconds = 0.0
-    for share, kind in zip(shares, kinds, strict=True):
-        times: list[float] = []
-        for step in range(_TIMED):
-            start = time.perf_counter()
-            trainer.update(kind, step)
-            engine.synchronise()
-            times.append(time.perf_counter() - start)
-        seconds += share * min(times[1:])
-    samples = run.steps * (run.batch_size + (extra.probability * extra.images if extra else 0))
-    lines = [
-        f"model        {sum(p.numel() for p in stage.model.parameters()):,} parameters, "
-        f"{sum(p.numel() for p in optimizer.parameters):,} trained",
-        f"batch        {run.batch_size} images over {engine.world} ranks x "
-        f"{run.accumulation} parts",
-        f"steps        {run.steps:,}, {round(samples):,} samples",
-        f"memory       {_peak_memory():.1f} GiB a rank",
-        f"time         {seconds:.2f} s a step, about {_clock(seconds * run.steps)} in all",
-        f"losses       {_shown(kinds[-1])}",
-    ]
-    if extra is not None:
-        lines.append(
-            f"{extra.name:12} {extra.images} images in an update of their own before "
-            f"{extra.probability:.0%} of the steps; {_shown(kinds[0])}"
+def make_trainer(
+    stage: Stage, run: RunConfig, optim: OptimConfig, engine: Engine, averages: Averages
+) -> Trainer:
+    """Optimizer, wrapped module and meters of a stage whose weights are loaded."""
+    optimizer = Optimizer(
+        stage.module, optim, run.steps, stage.adapters, run=run, limits=stage.limits
+    )
+    wrapped = engine.wrap(stage.module, optimizer, some_unused=stage.extra is not None)
+    peak, _ = peak_flops(engine.device, run.precision, run.peak_tflops)
+    speed = Throughput(peak_flops=peak, memory=memory_meter(engine.device))
+    return Trainer(wrapped, run, engine, optimizer, averages, speed, stage.work)
+
+
+class _Loop:
+    """The steps of one start of a run."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        run: RunConfig,
+        engine: Engine,
+        folder: OpenRun,
+        trainer: Trainer,
+        start: int,
+        within: ExitStack,
+    ) -> None:
+        self._stage, self._run, self._engine = stage, run, engine
+        self._folder, self._trainer, self._start = folder, trainer, start
+        enter, out = within.enter_context, folder.out
+        self._journal = enter(
+            Journal(
+                out,
+                run.steps,
+                start,
+                stage.name,
+                engine.is_main,
+                wandb=run.wandb,
+                config=stage.config,
+            )
         )
-    return "\n".join(lines)
+        say = self._journal.note
+        self._vote = enter(StopVote(engine.world))
+        self._saver = enter(Saver(stage, run, engine, trainer, folder, say))
+        self._watchdog = enter(Watchdog(run.patience_s, engine.rank))
+        self._profile = enter(StepProfile(run.profile, out, engine.rank, say))
+        self._stop = enter(StopRequest())
+        self._kinds = update_kinds(stage.batches, stage.extra, run, start, run.steps)
 
+    def train(self) -> None:
+        """Takes the steps that are left."""
+        run, stopping, done = self._run, False, self._start
+        for step in range(self._start, run.steps):
+            self._watchdog.beat(f"step {step + 1}")
+            for kind in self._kinds:
+                if kind.due(step):
+                    self._trainer.update(kind, step)
+            self._trainer.speed.step()
+            self._profile.step()
+            done = step + 1
+            if done % run.log_every == 0 or done == run.steps:
+                self._report(done)
+            if _due(done, run.validate_every, run.steps) and self._stage.validate is not None:
+                self._validate(done)
+            stopping = self._vote.cast(self._stop.received is not None)
+            if _due(done, run.save_every, run.steps) or stopping:
+                self._save(done)
+            elif run.compare_ranks_every and done % run.compare_ranks_every == 0:
+                self._saver.compare(done)
+            if stopping and done < run.steps:
+                break
+        with self._watchdog.longer("the end of the last checkpoint", _LONGER):
+            self._saver.wait()
+        if stopping and done < run.steps:
+            raise Interrupted(f"stopped at step {done} by a signal; run again to continue")
 
-def _kinds(stage: Stage, run: RunConfig, start: int, stop: int) -> list[UpdateKind]:
-    """What the steps `start` .. `stop` - 1 are made of, in their order within a step."""
-    parts = stage.batches(start * run.accumulation, stop * run.accumulation)
-    main = UpdateKind(iter(parts), run.batch_size)
-    extra = stage.extra
-    if extra is None:
-        return [main]
-    first, last = (extra.count(run.seed, step) * run.accumulation for step in (start, stop))
-    parts = extra.batches(first, last)
-    due = partial(extra.due, run.seed)
-    return [UpdateKind(iter(parts), extra.images, name=extra.name, due=due), main]
+    def _report(self, done: int) -> None:
+        trainer, engine = self._trainer, self._engine
+        means = trainer.averages.take_over(engine.mean)
+        for step, norm in trainer.outliers.take():
+            self._journal.outlier(step, norm)
+        own = {**trainer.speed.take(), **self._stage.skipped()}
+        rates = trainer.optimizer.rates()
+        self._journal.write(done, "train", {**means, **across_ranks(own, engine.device), **rates})
+        lost = max(int(kind.lost_in_a_row) for kind in self._kinds)
+        if lost > self._run.max_skipped:
+            self._saver.settle()
+            raise WholegrainError(
+                f"the loss or its gradient was not finite for {lost} updates in a row; lower "
+                "optim.lr or look at the data; the last good checkpoint is "
+                f"{newest_of(self._folder)}"
+            )
 
+    def _validate(self, done: int) -> None:
+        with (
+            self._watchdog.longer(f"the validation after step {done}", _LONGER),
+            self._trainer.speed.paused("validation"),
+        ):
+            self._journal.write(done, "val", validated(self._stage, self._engine))
 
-def _shown(kind: UpdateKind) -> str:
-    return ", ".join(f"{name} {float(value.detach()):.3f}" for name, value in kind.losses.items())
-
-
-def _peak_memory() -> float:
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-def _clock(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
+    def _save(self, done: int) -> None:
+        with (
+            self._watchdog.longer(f"the checkpoint of step {done}", _LONGER),
+            self._trainer.speed.paused("checkpoint"),
+        ):
+            self._saver.save(done)
 
 
 def validated(stage: Stage, engine: Engine) -> dict[str, float]:
@@ -169,7 +208,7 @@ def validated(stage: Stage, engine: Engine) -> dict[str, float]:
     assert stage.validate is not None
     engine.share_buffers(stage.module)
     stage.module.eval()
-    with torch.no_grad():
+    with engine.whole(stage.module), torch.no_grad():
         figures = dict(stage.validate())
     stage.module.train()
     return figures
@@ -177,52 +216,3 @@ def validated(stage: Stage, engine: Engine) -> dict[str, float]:
 
 def _due(done: int, every: int, steps: int) -> bool:
     return done == steps or (every > 0 and done % every == 0)
-
-
-def _stop_if_lost(in_a_row: int, run: RunConfig, out: Path) -> None:
-    if in_a_row <= run.max_skipped:
-        return
-    newest = checkpoint.latest(out)
-    where = newest.folder if newest else "none yet"
-    raise WholegrainError(
-        f"the gradient was not finite for {in_a_row} updates in a row; lower optim.lr or look at "
-        f"the data; the last good checkpoint is {where}"
-    )
-
-
-def _save(
-    stage: Stage,
-    optimizer: Optimizer,
-    averages: Averages,
-    engine: Engine,
-    out: Path,
-    step: int,
-    keep: int,
-) -> None:
-    # A line of metrics may be half gathered; the resumed run must write the same one.
-    state = {
-        "facts": stage.facts,
-        "updates": optimizer.updates,
-        "averages": engine.mean(averages.state()),
-    }
-    if engine.is_main:
-        checkpoint.save(out, step, stage.model, optimizer.adamw, state, keep, stage.files)
-    engine.wait()
-
-
-def _resume(stage: Stage, optimizer: Optimizer, averages: Averages, out: Path) -> int:
-    found = checkpoint.latest(out)
-    if found is None:
-        return 0
-    state = found.state()
-    before = state.get("facts", {})
-    for name, value in stage.facts.items():
-        if before.get(name) != value:
-            raise CheckpointError(
-                f"{found.folder}: was made with {name} {before.get(name)!r}, this run has "
-                f"{value!r}; give another --out, or the old value"
-            )
-    found.load(stage.model, optimizer.adamw)
-    optimizer.updates = int(state.get("updates", found.step))
-    averages.load(state.get("averages", {}))
-    return found.step

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
-from wholegrain.train.config import OptimConfig
+from wholegrain.errors import CheckpointError
+from wholegrain.train.config import OptimConfig, RunConfig
+from wholegrain.train.loss_scale import LossScale
+from wholegrain.train.optimizer_state import MOMENTS, Fragment, StoredState
+from wholegrain.train.outliers import OutlierWatch
+from wholegrain.train.partitioned_adamw import Limits, PartitionedAdamW, Piece
 
 # X-VLM decides by substrings of names, which lets these one-dimensional parameters through.
 _XVLM_DECAYED = ("temperature", "match_head.1.weight", "box_head.mlp.1.weight")
 _UNDECAYED_MATRICES = ("relative_position_bias_table",)
 _NORM_EPS = 1e-6  # as torch and X-VLM clip
-_STATISTICS = ("running_mean", "running_var")
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 _NEW = (
     "cross_attention",
     "cross_residual",
@@ -77,12 +84,69 @@ def learning_rate(optim: OptimConfig, step: int, steps: int) -> float:
     return optim.lr * left
 
 
+class Update(NamedTuple):
+    """What became of an update; () fp32 tensors on the device."""
+
+    norm: Tensor
+    """Gradient norm before clipping, the loss scale taken out."""
+    skipped: Tensor
+    """1 where the update was left out because the norm is not finite."""
+    outlier: Tensor
+    """1 where the norm is far from those before it; the update is left out if `run.outliers` says
+    so."""
+    lost: Tensor
+    """1 where `skipped` is, unless it is fp16's loss scale that was too large: finding the scale
+    costs a few updates and is no sign of trouble. At its least the scale is no excuse."""
+
+
+class Gradients(Protocol):
+    """Where the gradients of an update are, and who has AdamW apply them."""
+
+    def norm(self) -> Tensor:
+        """() of the whole gradient, over all ranks' parts of it."""
+
+    def apply(self) -> None:
+        """Takes AdamW's step with what the optimizer gave it, and clears the gradients."""
+
+
+class WholeGradients:
+    """Gradients that every rank holds whole, as one process and plain data parallelism do."""
+
+    def __init__(self, parameters: list[nn.Parameter], adamw: PartitionedAdamW) -> None:
+        self._parameters, self._adamw = parameters, adamw
+
+    def norm(self) -> Tensor:
+        """() of the gradients that there are."""
+        return get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+
+    def apply(self) -> None:
+        """Updates and clears."""
+        self._adamw.step()
+        self._adamw.zero_grad(set_to_none=True)
+
+
 class Optimizer:
     """AdamW that takes its rate from the schedule and leaves non-finite gradients out.
 
     Whether an update is skipped is decided on the device: the fused kernel reads a flag, so that
     the host need not wait for the norm. A skipped update leaves no trace: the running statistics
     that its forward pass moved are put back as well.
+
+    The same decisions hold for every engine. Under DeepSpeed `Engine.wrap` replaces `gradients`,
+    and AdamW works on the pieces of parameters that ZeRO leaves to this rank.
+
+    Args:
+        model: parameters that need no gradient are passed over.
+        optim: rates, decay, clipping.
+        steps: of the schedule.
+        adapters: parameters of adapters, which have a rate of their own.
+        run: its precision (fp16 scales the loss) and what it calls an outlier; None looks for none.
+        limits: by parameter's name, the bounds that its values are cut to: now, and after each
+            update. An engine may hold another copy of a parameter than the module has, so that a
+            module cannot cut its own parameters.
+
+    Raises:
+        KeyError: a limit is for no trained parameter.
     """
 
     def __init__(
@@ -91,18 +155,40 @@ class Optimizer:
         optim: OptimConfig,
         steps: int,
         adapters: Iterable[nn.Parameter] = (),
+        *,
+        run: RunConfig | None = None,
+        limits: Mapping[str, Limits] | None = None,
     ) -> None:
         self.optim, self.steps = optim, steps
+        adapters = list(adapters)
+        self._has_adapters = bool(adapters)
+        self._rate = 0.0
         groups = parameter_groups(model, optim, adapters)
         self.names = [group.pop("names") for group in groups]
-        self.adamw = torch.optim.AdamW(
-            groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True
-        )
+        self.adamw = PartitionedAdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps)
         self.updates = 0
         """Updates so far, those that were skipped included; a resumed run goes on counting."""
-        self.parameters = [p for group in groups for p in group["params"]]
+        self.parameters: list[nn.Parameter] = [p for group in groups for p in group["params"]]
+        self.named: dict[str, nn.Parameter] = dict(
+            zip((name for names in self.names for name in names), self.parameters, strict=True)
+        )
+        """The trained parameters, in the order of the groups."""
+        self.shapes = {name: tuple(p.shape) for name, p in self.named.items()}
+        """Of the whole parameters, which ZeRO may take apart."""
+        self.gradients: Gradients = WholeGradients(self.parameters, self.adamw)
         self._model = model
         self._statistics: list[tuple[Tensor, Tensor]] = []
+        self._scale = LossScale() if run is not None and run.precision == "fp16" else None
+        self._outliers = OutlierWatch(run.outliers) if run is not None else None
+        self._skips_outliers = run is not None and run.outliers.skip
+        self._limit(limits or {})
+
+    def _limit(self, limits: Mapping[str, Limits]) -> None:
+        for name, bounds in limits.items():
+            whole = self.named[name]
+            self.adamw.limits |= {name: bounds, whole: bounds}
+            with torch.no_grad():
+                whole.clamp_(*bounds)
 
     def begin_step(self, step: int) -> float:
         """Sets the rate of every group for an update of a step; returns the base rate.
@@ -110,7 +196,7 @@ class Optimizer:
         Call it before the update's forward pass, whose effect on running statistics `step` may
         undo. A step may have two updates, which then have the same rate.
         """
-        rate = learning_rate(self.optim, step, self.steps)
+        self._rate = rate = learning_rate(self.optim, step, self.steps)
         for group in self.adamw.param_groups:
             group["lr"] = rate * group["factor"]
         self._statistics = [
@@ -120,20 +206,47 @@ class Optimizer:
         ]
         return rate
 
-    def step(self) -> tuple[Tensor, Tensor]:
+    def rates(self) -> dict[str, float]:
+        """``learning_rate`` of this step, ``learning_rate/GROUP`` where a group has another; and
+        fp16's ``loss_scale``, for which the host waits.
+        """
+        base = self._rate
+        others = {"new": self.optim.new_lr_factor, "adapters": self.optim.adapter_lr_factor}
+        used = {group["factor"] for group in self.adamw.param_groups} - {1.0}
+        found = {"learning_rate": base}
+        for name, factor in others.items():
+            if factor in used and (name != "adapters" or self._has_adapters):
+                found[f"learning_rate/{name}"] = base * factor
+        if self._scale is not None:
+            found["loss_scale"] = float(self._scale.state()["scale"])
+        return found
+
+    def scaled(self, loss: Tensor) -> Tensor:
+        """What to take the gradient of: the loss times the loss scale.
+
+        Where the loss is not finite its gradient is NaN throughout, though what made the loss may
+        have a finite one: by the exchange of gradients all ranks then skip the update, not only the
+        one whose loss it was.
+        """
+        loss_scale = 1.0 if self._scale is None else self._scale.on(loss.device)
+        return loss * torch.where(torch.isfinite(loss.detach()), loss_scale, math.nan)
+
+    def step(self) -> Update:
         """Clips, updates and clears the gradients.
 
         X-VLM's AdamW (transformers 4) adds epsilon to ``sqrt(v)`` before the correction of its
         bias, which is torch's with ``eps / sqrt(1 - beta2^t)``; it matters for tiny gradients. Here
         t counts all updates, also for a parameter that only some of them reach.
-
-        Returns:
-            The gradient norm before clipping, and 1.0 where the update was skipped because that is
-            not finite; both stay on the device.
         """
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = self.gradients.norm()
+        scale = None if self._scale is None else self._scale.on(norm.device)
+        if scale is not None:
+            norm = norm / scale
         skipped = (~torch.isfinite(norm)).float()
+        outlier = torch.zeros_like(skipped)
+        if self._outliers is not None:
+            outlier = self._outliers.see(norm, skipped)
+        left_out = torch.maximum(skipped, outlier) if self._skips_outliers else skipped
         self.updates += 1
         if self.optim.recipe == "xvlm":
             eps = self.optim.eps / math.sqrt(1 - self.optim.betas[1] ** self.updates)
@@ -141,11 +254,102 @@ class Optimizer:
                 group["eps"] = eps
         # The fused kernel divides the gradients by `grad_scale` as it reads them: clipping costs no
         # pass of its own.
-        excess = ((norm + _NORM_EPS) / self.optim.clip_norm).clamp(min=1.0)
-        self.adamw.grad_scale = excess.nan_to_num(1.0)  # type: ignore[attr-defined]
-        self.adamw.found_inf = skipped  # type: ignore[attr-defined]
-        self.adamw.step()
-        self.adamw.zero_grad(set_to_none=True)
+        excess = ((norm + _NORM_EPS) / self.optim.clip_norm).clamp(min=1.0).nan_to_num(1.0)
+        self.adamw.grad_scale = excess if scale is None else excess * scale  # type: ignore[attr-defined]
+        self.adamw.found_inf = left_out  # type: ignore[attr-defined]
+        self.gradients.apply()
         for buffer, before in self._statistics:
-            buffer.copy_(torch.where(skipped > 0, before, buffer))
-        return norm, skipped
+            buffer.copy_(torch.where(left_out > 0, before, buffer))
+        lost = skipped if self._scale is None else self._scale.update(skipped)
+        return Update(norm, skipped, outlier, lost)
+
+    # --- what a checkpoint holds ----------------------------------------------------------------
+
+    def fragments(self) -> list[Fragment]:
+        """AdamW's state as far as this rank is the one that holds it; the host waits here.
+
+        Whole parameters are rank 0's. Parameters that have had no update are left out.
+        """
+        if self.adamw.pieces:
+            return list(self._partitioned_fragments())
+        if dist.is_initialized() and dist.get_rank() != 0:
+            return []
+        found = []
+        for name, parameter in self.named.items():
+            state = self.adamw.state.get(parameter)
+            step = float(state["step"]) if state else 0.0
+            if state and step:
+                moments = {moment: state[moment].flatten() for moment in MOMENTS}
+                found.append(Fragment(name, 0, self.shapes[name], step, moments))
+        return found
+
+    def _partitioned_fragments(self) -> Iterator[Fragment]:
+        for flat, pieces in self.adamw.pieces.items():
+            state = self.adamw.moments(flat)
+            for piece, step in zip(pieces, state["steps"].tolist(), strict=True):
+                if step:
+                    moments = {moment: piece.of(state[moment]) for moment in MOMENTS}
+                    yield Fragment(piece.name, piece.start, piece.shape, step, moments)
+
+    @torch.no_grad()
+    def load(self, stored: StoredState) -> None:
+        """Continues from what any number of ranks under any engine had; after `Engine.wrap`.
+
+        Raises:
+            CheckpointError: the state is of another model, or some of it is missing.
+        """
+        stored.require_fit(self.shapes)
+        for flat, pieces in self.adamw.pieces.items():
+            state = self.adamw.moments(flat)
+            for number, piece in enumerate(pieces):
+                self._load_piece(stored, piece, state, number)
+        if self.adamw.pieces:
+            return
+        known = set(stored.names())
+        for name, parameter in self.named.items():
+            if name not in known:
+                self.adamw.state.pop(parameter, None)
+                continue
+            step, moments = stored.read(name, 0, parameter.numel())
+            state = self.adamw.state[parameter]
+            state["step"] = torch.tensor(step, device=parameter.device)
+            for moment, values in moments.items():
+                state[moment] = torch.empty_like(
+                    parameter, memory_format=torch.preserve_format
+                ).copy_(values.view(parameter.shape))
+
+    @staticmethod
+    def _load_piece(
+        stored: StoredState, piece: Piece, state: Mapping[str, Tensor], number: int
+    ) -> None:
+        step, moments = stored.read(piece.name, piece.start, piece.count)
+        state["steps"][number] = step
+        for moment, values in moments.items():
+            piece.of(state[moment]).copy_(values)
+
+    def state(self) -> dict[str, Any]:
+        """The rest of the state, the same on all ranks and ready for JSON; the host waits here."""
+        return {
+            "updates": self.updates,
+            "loss_scale": None if self._scale is None else self._scale.state(),
+            "outliers": None if self._outliers is None else self._outliers.state(),
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Continues from `state`; a run that begins to scale its loss begins as a new one does.
+
+        Raises:
+            CheckpointError: it is no state of an optimizer.
+        """
+        try:
+            self.updates = int(state["updates"])
+            scale, outliers = state["loss_scale"], state["outliers"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"the checkpoint's state of the optimizer cannot be read ({error!r}); resume from "
+                "another checkpoint"
+            ) from error
+        if self._scale is not None and scale is not None:
+            self._scale.load(scale)
+        if self._outliers is not None and outliers is not None:
+            self._outliers.load(outliers)

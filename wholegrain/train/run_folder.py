@@ -20,6 +20,7 @@ from wholegrain.train import checkpoint
 
 CONFIG = "config.yaml"
 _LOGS = frozenset({".log", ".out", ".err", ".txt"})
+_LAUNCHED = frozenset({"logs", "restarts.json", "restarts.json.partial"})
 # What may change between the starts of a run: it decides where things lie and what is reported,
 # not what is learnt. (A corpus that moved is known by its fingerprint.)
 _FREE = (
@@ -101,8 +102,8 @@ def prepare_run_folder(out: Path, config: object, world: int, write: bool = True
         ConfigError: `out` holds something else, or checkpoints of another config; names each
             setting that differs with both values.
     """
-    _refuse_foreign(out)
-    if checkpoint.latest(out) is not None:
+    refuse_foreign(out)
+    if (out / CONFIG).exists() and checkpoint.latest(out) is not None:
         _refuse_other_config(out / CONFIG, to_dict(config))
     if not write:
         return
@@ -111,8 +112,12 @@ def prepare_run_folder(out: Path, config: object, world: int, write: bool = True
     _replace(out / "environment.json", json.dumps(environment(world), indent=1))
 
 
-def _refuse_foreign(out: Path) -> None:
-    """A slip of the hand must not spread a run over somebody's other files."""
+def refuse_foreign(out: Path) -> None:
+    """A slip of the hand must not spread a run over somebody's other files.
+
+    Raises:
+        ConfigError: `out` is a file, or a folder of something else than a run.
+    """
     if not out.exists():
         return
     if not out.is_dir():
@@ -123,7 +128,9 @@ def _refuse_foreign(out: Path) -> None:
     others = sorted(
         path.name
         for path in out.iterdir()
-        if path.suffix not in _LOGS and not path.name.startswith((".", CONFIG))
+        if path.suffix not in _LOGS
+        and path.name not in _LAUNCHED
+        and not path.name.startswith((".", CONFIG))
     )
     if others:
         raise ConfigError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -12,8 +13,9 @@ from torch import Tensor, nn
 
 from wholegrain.train.config import RunConfig
 from wholegrain.train.engine import Engine
-from wholegrain.train.meters import Averages, Throughput
+from wholegrain.train.meters import Averages, Throughput, Work
 from wholegrain.train.optim import Optimizer
+from wholegrain.train.outliers import OutlierSteps
 
 
 class Batches(Protocol):
@@ -74,6 +76,20 @@ class UpdateKind:
         return {f"{self.name}/{name}": value for name, value in figures.items()}
 
 
+def update_kinds(
+    batches: Batches, extra: ExtraUpdates | None, run: RunConfig, start: int, stop: int
+) -> list[UpdateKind]:
+    """What the steps `start` .. `stop` - 1 are made of, in their order within a step."""
+    parts = batches(start * run.accumulation, stop * run.accumulation)
+    main = UpdateKind(iter(parts), run.batch_size)
+    if extra is None:
+        return [main]
+    first, last = (extra.count(run.seed, step) * run.accumulation for step in (start, stop))
+    parts = extra.batches(first, last)
+    due = partial(extra.due, run.seed)
+    return [UpdateKind(iter(parts), extra.images, name=extra.name, due=due), main]
+
+
 @dataclass
 class Trainer:
     """What every update needs, and what it leaves to report."""
@@ -84,29 +100,38 @@ class Trainer:
     optimizer: Optimizer
     averages: Averages = field(default_factory=Averages)
     speed: Throughput = field(default_factory=Throughput)
+    work: Callable[[Any], Work] | None = None
+    """What a batch asks of this rank, counted on the host."""
+    outliers: OutlierSteps = field(default_factory=OutlierSteps)
 
-    def update(self, kind: UpdateKind, step: int) -> float:
-        """One complete update: forward, backward, clip, optimizer, clear.
-
-        Returns:
-            The base learning rate.
-        """
+    def update(self, kind: UpdateKind, step: int) -> None:
+        """One complete update: forward, backward, clip, optimizer, clear."""
         run, engine = self.run, self.engine
         seed_update(run.seed, step, engine.rank, kind.name)
-        rate = self.optimizer.begin_step(step)
+        self.optimizer.begin_step(step)
         for part in range(run.accumulation):
-            batch = _next(kind.parts, self.speed)
+            batch = self._next(kind)
             with engine.part(self.wrapped, last=part == run.accumulation - 1):
                 kind.losses = self.wrapped(batch.to(engine.device))
-                loss = kind.losses["loss"] / run.accumulation
+                loss = self.optimizer.scaled(kind.losses["loss"] / run.accumulation)
             engine.backward(loss)
             self.averages.add(kind.named(kind.losses))
-        norm, skipped = self.optimizer.step()
-        self.speed.step(kind.images)
-        norm = norm.nan_to_num(0.0, 0.0, 0.0)
-        self.averages.add(kind.named({"gradient_norm": norm, "skipped": skipped}))
-        kind.lost_in_a_row = (kind.lost_in_a_row.to(skipped.device) + 1) * skipped
-        return rate
+        norm, skipped, outlier, lost = self.optimizer.step()
+        figures = {"gradient_norm": norm, "skipped": skipped, "outliers": outlier}
+        self.averages.add(kind.named(figures))
+        self.outliers.add(step + 1, norm, outlier)
+        kind.lost_in_a_row = (kind.lost_in_a_row.to(lost.device) + 1) * lost
+
+    def _next(self, kind: UpdateKind) -> Any:
+        self.speed.waiting()
+        batch = next(kind.parts)
+        self.speed.arrived()
+        if self.work is not None:
+            self.speed.add(self.work(batch))
+        else:
+            share = kind.images // (self.run.accumulation * self.engine.world)
+            self.speed.add(Work(samples=share))
+        return batch
 
 
 def seed_update(seed: int, step: int, rank: int, name: str = "") -> None:
@@ -114,10 +139,3 @@ def seed_update(seed: int, step: int, rank: int, name: str = "") -> None:
     key = f"{seed}/{step}/{rank}" + (f"/{name}" if name else "")
     digest = hashlib.blake2b(key.encode(), digest_size=7).digest()
     torch.manual_seed(int.from_bytes(digest, "little"))
-
-
-def _next(parts: Iterator[Any], speed: Throughput) -> Any:
-    speed.waiting()
-    batch = next(parts)
-    speed.arrived()
-    return batch

@@ -29,7 +29,9 @@ from wholegrain.model.config import (
 )
 from wholegrain.model.flops import (
     Flops,
+    StepCost,
     StepShape,
+    StepSums,
     reference_flops,
     step_flops,
     vision_flops,
@@ -248,6 +250,25 @@ def test_useful_work_is_less_than_the_reference() -> None:
     assert padded.total / 8 == pytest.approx(3 * 58e9, rel=0.05)
     assert 0.5 < useful.total / padded.total < 0.75
     assert useful.backward == pytest.approx(2 * useful.forward, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("vision", "layers"), [("swin", 3), ("swin", 5), ("local", 5), ("timm", 5)]
+)
+@pytest.mark.parametrize("head", [ClsBoxHead(), PatchBoxHead(width=8)])
+def test_the_cost_is_linear_in_the_sums(vision: str, head: BoxHeadConfig, layers: int) -> None:
+    """One fusion layer, which is first and last at once, or several."""
+    config = config_of(vision, head)
+    config = replace(config, text=replace(TEXT, layers=layers))
+    cost = StepCost(config)
+    seen = [min(cost.patches, 3 * place + 1) for place in range(5)]
+    for shape in (
+        SHAPE,
+        replace(SHAPE, visible=seen, foreign=(4, 2, 12, 9, 2)),
+        replace(SHAPE, images=7, regions=(), whole=frozenset(range(5))),
+        StepShape(1, [], []),
+    ):
+        assert cost(StepSums.of(shape, cost.patches)) == step_flops(config, shape).total
 
 
 def test_images_are_paid_once() -> None:

@@ -82,6 +82,72 @@ def test_sigmoid_equals_the_naive_loop(keyed: bool) -> None:
     assert loss.item() == pytest.approx(total / 7, rel=1e-6)
 
 
+def naive_row(image: Tensor, text: Tensor, row: int, form: str, keys: list[int]) -> float:
+    """What one row costs, at temperature 0.2 and, in the sigmoid form, a bias of -1.5."""
+    others = [other for other in range(len(keys)) if keys[other] != keys[row]]
+    if form == "sigmoid":
+        scores = [float(image[row] @ text[other]) / 0.2 - 1.5 for other in [row, *others]]
+        return sum(
+            math.log1p(math.exp(score if number else -score)) for number, score in enumerate(scores)
+        )
+    total = 0.0
+    for rows, columns in ((image, text), (text, image)):
+        own, *rest = (
+            math.exp(float(rows[row] @ columns[column]) / 0.2) for column in [row, *others]
+        )
+        total -= math.log(own / (own + sum(rest))) / 2
+    return total
+
+
+@pytest.mark.parametrize("form", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("chunk", [None, 1, 3])
+def test_rows_are_what_each_costs(form: Form, chunk: int | None) -> None:
+    """They cost the loss and its gradient not a bit."""
+    keys, found = [1, 1, 2, 3, 3, 3, 4], []
+    rows = torch.full((7,), torch.nan, dtype=torch.float64)
+    for given in (rows, None):
+        leaves = [unit(7, 0).requires_grad_(), unit(7, 1).requires_grad_()]
+        loss = contrastive_loss(
+            *leaves,
+            torch.tensor(0.2, dtype=torch.float64),
+            image_key=torch.tensor(keys),
+            form=form,
+            bias=torch.tensor(-1.5) if form == "sigmoid" else None,
+            chunk=chunk,
+            rows=given,
+        )
+        loss.backward()
+        found.append([loss.detach(), *(leaf.grad for leaf in leaves)])
+    expected = [naive_row(unit(7, 0), unit(7, 1), row, form, keys) for row in range(7)]
+    assert rows.tolist() == pytest.approx(expected, rel=1e-9)
+    assert not rows.requires_grad
+    torch.testing.assert_close(rows.mean(), found[0][0])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_the_softmax_form_is_cross_entropy_to_the_last_bit() -> None:
+    """Value and gradient of every pair of one rank at once."""
+    image, text = (unit(60, seed).float() for seed in (0, 1))
+    found = []
+    for plain in (False, True):
+        leaves = [image.clone().requires_grad_(), text.clone().requires_grad_()]
+        if plain:
+            scaled, partner = [leaf / torch.tensor(0.1) for leaf in leaves], torch.arange(60)
+            sides = zip(scaled, reversed(leaves), strict=True)
+            to_text, to_image = (
+                F.cross_entropy(rows @ columns.T, partner, reduction="sum")
+                for rows, columns in sides
+            )
+            loss = (to_text + to_image) * (1 / torch.tensor(60.0)) / 2
+        else:
+            loss = contrastive_loss(*leaves, torch.tensor(0.1), rows=torch.empty(60))
+        loss.backward()
+        found.append([loss.detach(), *(leaf.grad for leaf in leaves)])
+    assert torch.equal(found[0][0], found[1][0])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+
+
 FORMS = [
     ("softmax", None),
     ("sigmoid", torch.tensor(-2.0, dtype=torch.float64)),

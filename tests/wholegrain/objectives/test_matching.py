@@ -205,11 +205,17 @@ def test_rows_without_negatives_are_not_counted() -> None:
 def test_sum_and_count_of_what_counts() -> None:
     torch.manual_seed(0)
     logits, valid = torch.randn(9, 2).double(), torch.tensor([True, False, True])
-    total, count = matching_sum(logits, valid)
+    total, count, terms, counted = matching_sum(logits, valid)
     assert count == 7
     assert total.dtype == torch.float64
     torch.testing.assert_close(total / 7, matching_loss(logits, valid))
-    assert matching_sum(logits)[1] == 9
+    labels = torch.tensor([1] * 3 + [0] * 6)
+    torch.testing.assert_close(terms, F.cross_entropy(logits, labels, reduction="none"))
+    assert counted.tolist() == [True] * 3 + [True, False, True] * 2
+    torch.testing.assert_close(terms[counted].sum(), total)
+    assert matching_sum(logits).number == 9
+    assert matching_sum(logits).counted is None
+    assert not matching_sum(logits.requires_grad_()).terms.requires_grad
 
 
 def test_lost_logits_show() -> None:

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from wholegrain.train.config import OptimConfig, RunConfig
 from wholegrain.train.engine import Engine
 from wholegrain.train.loop import Stage, fit
+from wholegrain.train.open_run import open_run
+from wholegrain.train.run_folder import CONFIG
 
 FEATURES = 4
 
@@ -80,8 +82,10 @@ class ToyRun:
 
     def fit(self) -> tuple[int, nn.Module]:
         """Trains; returns the step it began at and the model."""
-        stage = self.stage()
-        return fit(stage, self.run, self.optim, Engine(self.run), self.out), stage.model
+        stage, engine = self.stage(), Engine(self.run)
+        (self.out / CONFIG).touch()
+        with open_run(self.out, self.run, engine) as folder:
+            return fit(stage, self.run, self.optim, engine, folder), stage.model
 
 
 @pytest.fixture

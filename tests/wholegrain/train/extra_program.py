@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from wholegrain.train.config import OptimConfig, RunConfig
 from wholegrain.train.engine import Engine
 from wholegrain.train.loop import Stage, fit
+from wholegrain.train.open_run import open_run
+from wholegrain.train.run_folder import CONFIG
 from wholegrain.train.updates import ExtraUpdates
 
 FEATURES, BATCH, EXTRA = 3, 8, 4
@@ -80,7 +82,9 @@ class ExtraRun:
         self.out.mkdir(parents=True, exist_ok=True)
         engine = Engine(self.run)
         stage = self.stage(engine)
-        start = fit(stage, self.run, self.optim, engine, self.out)
+        (self.out / CONFIG).touch()
+        with open_run(self.out, self.run, engine) as folder:
+            start = fit(stage, self.run, self.optim, engine, folder)
         assert isinstance(stage.model, TwoHeads)
         return start, stage.model
 

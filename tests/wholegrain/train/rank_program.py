@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from wholegrain.train.config import OptimConfig, RunConfig
 from wholegrain.train.engine import Engine
 from wholegrain.train.loop import Stage, fit
+from wholegrain.train.open_run import open_run
 
 STEPS, BATCH, FEATURES = 5, 8, 3
 
@@ -52,7 +53,8 @@ def train(out: Path, accumulation: int, norm: bool = False) -> dict[str, Any]:
 
     stage = Stage(name="line", module=model, model=model, batches=batches, validate=validate)
     out.mkdir(parents=True, exist_ok=True)
-    fit(stage, run, OptimConfig(lr=0.1, warmup=0), engine, out)
+    with open_run(out, run, engine) as folder:
+        fit(stage, run, OptimConfig(lr=0.1, warmup=0), engine, folder)
     buffers = [value.tolist() for value in model.buffers()]
     return {"weight": model.line.weight.tolist(), "validated": means, "buffers": buffers}
 

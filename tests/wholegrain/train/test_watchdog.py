@@ -1,0 +1,107 @@
+"""A hang ends in a bounded time, and the log says where every rank stood."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import timeit
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from wholegrain.train.watchdog import HUNG, Watchdog
+
+PROGRAM = Path(__file__).with_name("watchdog_program.py")
+BOUND_S = 30  # for the slowest machine; what is waited for takes 2
+
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start(repository: Path) -> Iterator[Start]:
+    """Starts the program; whatever is still alive after the test is killed."""
+    started: list[subprocess.Popen[str]] = []
+
+    def begin(*arguments: object) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, str(PROGRAM), *map(str, arguments)],
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(repository)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_a_hang_in_python_ends_with_its_stacks(start: Start) -> None:
+    process = start("python")
+    _, log = process.communicate(timeout=BOUND_S)
+    assert process.returncode == HUNG
+    first, *stacks = log.splitlines()
+    assert first == (
+        "rank 3: step 18 has not finished for 0.6 s; the stacks of all its threads follow"
+    )
+    assert any("in hang_in_python" in line for line in stacks)
+
+
+def test_a_hang_in_c_that_keeps_the_interpreter_ends_with_its_stacks(start: Start) -> None:
+    process = start("c")
+    _, log = process.communicate(timeout=BOUND_S)
+    assert process.returncode == 1
+    assert "in hang_in_c" in log
+    assert "in watchdog_of_rank_3" in log
+
+
+@pytest.mark.parametrize(("case", "status"), [("full", HUNG), ("fills", -signal.SIGALRM)])
+def test_a_hang_whose_log_nobody_reads_ends(start: Start, case: str, status: int) -> None:
+    assert start(case).wait(BOUND_S) == status
+
+
+def test_what_takes_its_time_is_left_alone(start: Start) -> None:
+    process = start("busy")
+    out, log = process.communicate(timeout=BOUND_S)
+    assert (process.returncode, out, log) == (0, "done\n", "")
+
+
+def test_what_may_take_longer_is_over_at_its_end(start: Start) -> None:
+    process = start("short again")
+    _, log = process.communicate(timeout=BOUND_S)
+    assert process.returncode == HUNG
+    assert log.startswith("rank 0: step 1 has not finished")
+
+
+@pytest.mark.ranks
+def test_ranks_that_wait_for_one_that_hangs_or_is_stopped_say_where(
+    start: Start, tmp_path: Path
+) -> None:
+    out, log = start("two ranks", tmp_path).communicate(timeout=4 * BOUND_S)
+    assert out.splitlines() == [f"[{HUNG}, {HUNG}]", f"[{HUNG}, {-signal.SIGKILL}]"]
+    hung, stopped, _ = log.split("---\n")
+    for part in ("rank 0: step 2 has not", "in all_reduce", "rank 1: step 2", "in hang_in_python"):
+        assert part in hung
+    # The one that is stopped says nothing; it is killed when the others have ended.
+    assert "rank 0: step 2 has not" in stopped
+    assert "in all_reduce" in stopped
+    assert "rank 1" not in stopped
+
+
+def test_a_beat_costs_nothing() -> None:
+    with Watchdog(1800.0, 0) as dog:
+        rounds = 2000
+        seconds = min(timeit.repeat(lambda: dog.beat("step 1"), number=rounds, repeat=3))
+    assert seconds / rounds < 20e-6
+
+
+def test_errors_pass_through() -> None:
+    before = time.monotonic()
+    with pytest.raises(ValueError, match="ours"), Watchdog(1800.0, 0):
+        raise ValueError("ours")
+    assert time.monotonic() - before < BOUND_S
