@@ -112,7 +112,7 @@ class DeepSpeedModule:
     ) -> None:
         settings.require_optim(optimizer.optim)
         self.stage, self._optimizer = settings.stage, optimizer
-        self._watched = some_unused
+        self._device, self._watched = device, some_unused
         self._used: set[str] = set()
         self._module = module
         self._names = {id(parameter): name for name, parameter in optimizer.named.items()}
@@ -142,7 +142,7 @@ class DeepSpeedModule:
             self._forget_unused()
             parameters = self._optimizer.parameters
             return get_total_norm([p.grad for p in parameters if p.grad is not None])
-        norm = get_total_norm(list(self._held()))
+        norm = get_total_norm(list(self._held())).to(self._device)  # of none it is on the host
         if dist.get_world_size() == 1:
             return norm
         squared = norm.square()
@@ -268,7 +268,9 @@ def _initialise(module: Autocast, optimizer: Optimizer, settings: DeepSpeedSetti
     # What DeepSpeed calls is deprecated in newer torch, which the user can do nothing about.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     if not dist.is_initialized():
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        alone = dist.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=alone, rank=0, world_size=1)
     os.environ.setdefault("LOCAL_RANK", "0")
     # A kernel that only inference uses, and that DeepSpeed would compile here for half a minute.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -328,7 +330,9 @@ def _show_tensors_of_dataclasses(module: nn.Module) -> None:
         if not hasattr(output, "__dataclass_fields__") or not torch.is_grad_enabled():
             return None
         shown = {
-            field.name: zero_utils.apply_to_tensors_only(part.pre_bwd_fn.apply, getattr(output, field.name))
+            field.name: zero_utils.apply_to_tensors_only(
+                part.pre_bwd_fn.apply, getattr(output, field.name)
+            )
             for field in dataclasses.fields(output)
         }
         return dataclasses.replace(output, **shown)

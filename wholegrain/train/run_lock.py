@@ -172,7 +172,7 @@ class RunLock:
 
     def _dead(self, path: Path, ours: Holder, draft: Path) -> str | None:
         """The identity of a dead holder; None where the file is gone."""
-        first = None
+        looks: list[tuple[str, int]] = []
         while True:
             try:
                 holder, status = read_holder(path)
@@ -184,15 +184,15 @@ class RunLock:
             identity = holder.token if holder else f"inode-{status.st_ino}"
             if known is False or (known is None and age > self._stale_s):
                 return identity
-            seen = identity, status.st_mtime_ns
-            if first is None and known is None:
+            looks.append((identity, status.st_mtime_ns))
+            if known or looks[-1] != looks[0]:
+                raise self._in_use(holder, age)
+            # Not at the first look, which may find a process in the moment of its end.
+            if len(looks) == 2:
                 self._say(
                     f"{self._path}: held by {holder or 'an unknown run'}, last sign of life "
                     f"{age:.0f} s ago; waiting up to {self._stale_s - age:.0f} s for another"
                 )
-            if known or (first is not None and seen != first):
-                raise self._in_use(holder, age)
-            first = seen
             time.sleep(min(1.0, self._beat_s / 4))
 
     def _in_use(self, holder: Holder | None, age: float) -> ConfigError:

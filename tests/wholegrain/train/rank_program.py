@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wholegrain.errors import ConfigError
 from wholegrain.train.config import OptimConfig, RunConfig
 from wholegrain.train.engine import Engine
 from wholegrain.train.loop import Stage, fit
@@ -30,9 +31,19 @@ class Line(nn.Module):
         return {"loss": (self.line(self.norm(inputs)).squeeze(1) - wanted).square().mean()}
 
 
-def train(out: Path, accumulation: int, norm: bool = False) -> dict[str, Any]:
+def train(
+    out: Path, accumulation: int, norm: bool = False, deepspeed: str | None = None
+) -> dict[str, Any]:
     """Trains the line on this rank's slices of fixed global batches; what it ended with."""
-    run = RunConfig(steps=STEPS, batch_size=BATCH, accumulation=accumulation, log_every=2)
+    run = RunConfig(
+        steps=STEPS,
+        batch_size=BATCH,
+        accumulation=accumulation,
+        log_every=2,
+        validate_every=2,
+        save_every=3,
+        deepspeed=deepspeed,
+    )
     engine = Engine(run)
     torch.manual_seed(0)
     model = Line(norm)
@@ -49,7 +60,7 @@ def train(out: Path, accumulation: int, norm: bool = False) -> dict[str, Any]:
 
     def validate() -> dict[str, float]:
         means.extend(model.norm.running_mean.tolist() if norm else [])
-        return {}
+        return {"weight": float(model.line.weight.sum())}
 
     stage = Stage(name="line", module=model, model=model, batches=batches, validate=validate)
     out.mkdir(parents=True, exist_ok=True)
@@ -63,14 +74,20 @@ def main(out: Path) -> None:
     """Runs the cases and writes what this rank saw."""
     found: dict[str, Any] = {"plain": train(out / "plain", 1), "parts": train(out / "parts", 2)}
     found["norm"] = train(out / "norm", 1, norm=True)
+    for stage in (1, 3):
+        file = Path(__file__).parents[3] / f"configs/deepspeed/zero{stage}.json"
+        found[f"zero{stage}"] = train(out / f"zero{stage}", 2, deepspeed=str(file))
     engine = Engine(RunConfig(batch_size=BATCH))
     found["any"] = [engine.any(engine.rank == 1), engine.any(False)]
     found["mean"] = engine.mean({"a": float(engine.rank), "b": 3.0})
     found["rank"], found["world"], found["main"] = engine.rank, engine.world, engine.is_main
-    try:
-        Engine(RunConfig(batch_size=7))
-    except Exception as error:
-        found["error"] = f"{type(error).__name__}: {error}"
+    found["local"] = engine.local_rank
+    found["errors"] = []
+    for batch in (7, 1):
+        try:
+            Engine(RunConfig(batch_size=batch))
+        except ConfigError as error:
+            found["errors"].append(str(error))
     engine.wait()
     (out / f"rank-{engine.rank}.json").write_text(json.dumps(found))
     torch.distributed.destroy_process_group()

@@ -1,7 +1,6 @@
 """A run goes on at another number of ranks and under another engine."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -39,7 +38,7 @@ class Chain(NamedTuple):
 
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
-    """2 ranks of stage 1 -> 1 of stage 3 -> 4 of stage 0 or 2 -> plain; and plain -> 2 of 2 or 3."""
+    """2 ranks of stage 1, 1 of stage 3, 4 of stage 0 or 2, plain; and plain, 2 of stage 2 or 3."""
     folder = tmp_path_factory.mktemp("chain")
     runs = {name: str(folder / f"run-{name}") for name in ("alone", "two", "one", "four")}
     stage3 = zero(folder, 3, stage3_param_persistence_threshold=0)

@@ -1,13 +1,18 @@
 """Groups, rates, and updates that wait for no host."""
 
+import json
 import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from wholegrain.train.config import OptimConfig
-from wholegrain.train.optim import Optimizer, learning_rate, parameter_groups
+from wholegrain.errors import CheckpointError
+from wholegrain.train.config import OptimConfig, OutlierConfig, RunConfig
+from wholegrain.train.optim import Optimizer, Update, learning_rate, parameter_groups
+from wholegrain.train.optimizer_state import Fragment, StoredState
 
 
 class Named(nn.Module):
@@ -98,9 +103,9 @@ def one_step(gradient: Tensor, **changes: object) -> tuple[Tensor, Tensor, Tenso
     optimizer = Optimizer(model, OptimConfig(**settings), steps=10)
     optimizer.begin_step(0)
     model.weight.grad = gradient[None].clone()
-    norm, skipped = optimizer.step()
+    update = optimizer.step()
     assert model.weight.grad is None
-    return model.weight.detach()[0], norm, skipped
+    return model.weight.detach()[0], update.norm, update.skipped
 
 
 def test_an_update_by_hand() -> None:
@@ -166,3 +171,154 @@ def test_statistics_of_a_lost_step_are_put_back() -> None:
         optimizer.step()
         assert torch.equal(model[0].running_mean, before) == math.isnan(scale)
         assert torch.isfinite(model[0].running_var).all()
+    assert model[0].num_batches_tracked == 2
+
+
+# --- losses ---------------------------------------------------------------------------------------
+
+
+def line(run: RunConfig, **settings: Any) -> tuple[nn.Linear, Optimizer]:
+    """A line of ones, and its optimizer at a constant rate."""
+    model = nn.Linear(2, 1, bias=False)
+    nn.init.ones_(model.weight)
+    optim = OptimConfig(lr=0.1, warmup=0, schedule="constant", weight_decay=0.0)
+    return model, Optimizer(model, optim, steps=1000, run=run, **settings)
+
+
+def update(model: nn.Linear, optimizer: Optimizer, factor: float = 1.0) -> Update:
+    optimizer.begin_step(0)
+    loss = factor * model(torch.tensor([[3.0, -4.0]])).sum()
+    optimizer.scaled(loss).backward()
+    return optimizer.step()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_not_finite_has_no_finite_gradient(value: float) -> None:
+    _, optimizer = line(RunConfig())
+    weight = torch.ones(3, requires_grad=True)
+    optimizer.scaled(weight.sum() + value).backward()  # whose own gradient is 1
+    assert weight.grad is not None
+    assert weight.grad.isnan().all()
+    weight.grad = None
+    optimizer.scaled(weight.sum()).backward()
+    assert weight.grad.tolist() == [1.0, 1.0, 1.0]  # type: ignore[union-attr]
+
+
+def test_the_loss_scale_cancels() -> None:
+    plain, scaled = line(RunConfig()), line(RunConfig(precision="fp16"))
+    weight = torch.ones(1, requires_grad=True)
+    scaled[1].scaled(weight.sum()).backward()
+    assert weight.grad == 2.0**16
+    for factor in (1.0, 0.1, 5.0):
+        norms = [float(update(*each, factor).norm) for each in (plain, scaled)]
+        assert norms[1] == pytest.approx(norms[0]) == pytest.approx(5.0 * factor)
+        torch.testing.assert_close(scaled[0].weight, plain[0].weight)
+
+
+def test_updates_are_lost_to_the_scale_only_while_it_can_fall() -> None:
+    model, optimizer = line(RunConfig(precision="fp16"))
+    seen = [update(model, optimizer, math.nan) for _ in range(18)]
+    assert [float(each.skipped) for each in seen] == [1.0] * 18
+    assert [float(each.lost) for each in seen] == [0.0] * 16 + [1.0] * 2
+    assert optimizer.rates()["loss_scale"] == 1.0
+    without = line(RunConfig())
+    assert float(update(*without, math.nan).lost) == 1.0
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_an_outlier_is_flagged_and_left_out_only_where_the_run_says_so(skip: bool) -> None:
+    model, optimizer = line(RunConfig(outliers=OutlierConfig(window=8, skip=skip)))
+    for _ in range(8):
+        assert update(model, optimizer).outlier == 0.0
+    before = model.weight.detach().clone()
+    found = update(model, optimizer, 100.0)
+    assert (float(found.outlier), float(found.skipped)) == (1.0, 0.0)
+    assert torch.equal(model.weight, before) == skip
+
+
+def test_values_keep_within_their_limits() -> None:
+    model = Named()
+    limits = {"temperature": (0.1, 0.2), "encoder.bias": (-0.01, 0.01)}
+    optimizer = Optimizer(model, OptimConfig(lr=0.1, warmup=0), 10, limits=limits)
+    assert float(model.temperature.detach()) == pytest.approx(0.1)
+    assert model.encoder.bias.abs().max() <= 0.01
+    for _ in range(3):
+        optimizer.begin_step(0)
+        model.temperature.grad = torch.tensor(-1.0)
+        model.encoder.bias.grad = torch.ones(3)
+        optimizer.step()
+    assert float(model.temperature.detach()) == pytest.approx(0.2)
+    assert model.encoder.bias.tolist() == pytest.approx([-0.01] * 3)
+    with pytest.raises(KeyError):
+        Optimizer(model, OptimConfig(), 10, limits={"frozen.weight": (0.0, 1.0)})
+
+
+# --- what a checkpoint holds ----------------------------------------------------------------------
+
+
+class Held(StoredState):
+    """Fragments in memory."""
+
+    def __init__(self, fragments: list[Fragment]) -> None:
+        self.held = {fragment.name: fragment for fragment in fragments}
+
+    def names(self) -> Iterable[str]:
+        return self.held.keys()
+
+    def require_fit(self, shapes: Mapping[str, Sequence[int]]) -> None:
+        for name, fragment in self.held.items():
+            assert fragment.shape == tuple(shapes[name])
+
+    def read(self, name: str, start: int, count: int) -> tuple[float, dict[str, Tensor]]:
+        fragment = self.held[name]
+        part = slice(start, start + count)
+        return fragment.step, {moment: t[part].clone() for moment, t in fragment.tensors.items()}
+
+
+def test_fragments_are_of_what_has_had_an_update() -> None:
+    model = Named()
+    optimizer = Optimizer(model, OptimConfig(warmup=0), 10)
+    assert optimizer.fragments() == []
+    for _ in range(2):
+        optimizer.begin_step(0)
+        model.encoder.weight.grad = torch.ones(3, 3)
+        model.temperature.grad = torch.tensor(1.0)
+        optimizer.step()
+    found = {fragment.name: fragment for fragment in optimizer.fragments()}
+    assert found.keys() == {"encoder.weight", "temperature"}
+    assert (found["encoder.weight"].start, found["encoder.weight"].shape) == (0, (3, 3))
+    assert found["encoder.weight"].step == 2.0
+    assert found["encoder.weight"].count == 9
+    assert found["temperature"].shape == ()
+
+
+def test_a_loaded_optimizer_goes_on_as_the_one_that_was_saved() -> None:
+    run = RunConfig(precision="fp16", outliers=OutlierConfig(window=8))
+    model, optimizer = line(run)
+    for factor in (1.0, math.nan, 0.3):
+        update(model, optimizer, factor)
+    again, other = line(run)
+    update(again, other, 7.0)  # what was there before does not matter
+    again.load_state_dict(model.state_dict())
+    other.load(Held(optimizer.fragments()))
+    other.load_state(json.loads(json.dumps(optimizer.state())))
+    assert other.updates == 3
+    for factor in (0.5, 2.0):
+        assert update(model, optimizer, factor)[:2] == update(again, other, factor)[:2]
+        assert torch.equal(again.weight, model.weight)
+    assert other.state() == optimizer.state()
+
+
+def test_what_was_never_updated_is_loaded_as_new() -> None:
+    model, optimizer = line(RunConfig())
+    update(model, optimizer)
+    optimizer.load(Held([]))
+    assert optimizer.fragments() == []
+    assert not optimizer.adamw.state
+
+
+def test_a_state_that_is_none_is_refused() -> None:
+    _, optimizer = line(RunConfig())
+    for state in ({}, {"updates": "x", "loss_scale": None, "outliers": None}):
+        with pytest.raises(CheckpointError, match="state of the optimizer cannot be read"):
+            optimizer.load_state(state)

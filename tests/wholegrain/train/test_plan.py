@@ -250,8 +250,9 @@ def test_activations_are_what_no_state_explains() -> None:
     assert activation_bytes(9 * m, WORK, SMALL) == 9 * m - m // 2 - m - 400_000
     # Stage 3 gives back seven eighths of the weights that were there before.
     assert activation_bytes(0, WORK, Zero(3, 100_000, 50_000)) == 7 * m // 2 - m - 800_000
-    planned = plan_of(nn.Linear(1000, 999), RunConfig(batch_size=8), 8, growth=10 * m, here=2)
-    assert planned.memory[0].activations == 2 * m
+    line, size = nn.Linear(1000, 999), 999_999
+    planned = plan_of(line, RunConfig(batch_size=8), 8, growth=10 * size, here=2)
+    assert planned.memory[0].activations == 2 * size
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="resident memory is Linux's to tell")
