@@ -77,6 +77,8 @@ class Writer:
         keep_every: checkpoints of steps that are multiples of this stay for ever; 0 for none.
         background: whether `save` returns before the files are written.
         say: takes a line for the user; rank 0 calls it, from the writing thread.
+        check: raises where the folder is no longer this run's; rank 0 asks before it seals a
+            checkpoint.
         patience_s: seconds that ranks wait for rank 0 before a save counts as failed. Rank 0 gives
             the others half of it: so they learn from it that the save failed, and all agree.
 
@@ -98,11 +100,13 @@ class Writer:
         background: bool,
         say: Callable[[str], None],
         patience_s: float,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self._run, self._parent = run, run / "checkpoints"
         self._rank, self._world = rank, world
         self._keep, self._keep_every = keep, keep_every
         self._background, self._say = background, say
+        self._check = check
         self._patience_s, self._patience_for_parts_s = patience_s, patience_s / 2
         self._copies = HostCopies()
         self._thread: threading.Thread | None = None
@@ -227,6 +231,7 @@ class Writer:
             aside.mkdir()
             sums = self._write_share(aside, save)
             sums |= self._gather(aside)
+            self._check()
             checkpoint.seal(aside, final, sums, mark)
         except Exception as error:
             failure = self._explained(error, save)

@@ -137,9 +137,10 @@ class _Loop:
             )
         )
         say = self._journal.note
+        # First in, last out: it also bounds the end of what follows.
+        self._watchdog = enter(Watchdog(run.patience_s, engine.rank))
         self._vote = enter(StopVote(engine.world))
         self._saver = enter(Saver(stage, run, engine, trainer, folder, say))
-        self._watchdog = enter(Watchdog(run.patience_s, engine.rank))
         self._profile = enter(StepProfile(run.profile, out, engine.rank, say))
         self._stop = enter(StopRequest())
         self._kinds = update_kinds(stage.batches, stage.extra, run, start, run.steps)

@@ -48,6 +48,7 @@ class Saver:
             say=say,
             # A rank that waits in a save fails it before it counts as hung itself.
             patience_s=run.patience_s / 2,
+            check=folder.check,
         )
         engine.wait()  # what an earlier start left half written is gone
 
