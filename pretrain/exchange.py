@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pretrain.config import ObjectiveConfig
 from pretrain.data import PretrainData
+from wholegrain.model.config import VitVision
 from wholegrain.model.multigrain import MultiGrainModel
 from wholegrain.train.plan import FarNegatives, Gather
 
@@ -33,6 +34,7 @@ def gather_of(
             text_width=config.text.hidden_size,
             patches=height * width,
             patch_width=model.vision.width,
+            own_patches=isinstance(config.vision, VitVision) and config.vision.local_layers > 0,
         )
     keys = 0 if options.all_others_are_negatives else 2
     return Gather(

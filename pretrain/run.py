@@ -34,6 +34,7 @@ from wholegrain.train.journal import METRICS
 from wholegrain.train.loop import Stage, fit
 from wholegrain.train.meters import SkippedSamples
 from wholegrain.train.open_run import OpenRun, open_run
+from wholegrain.train.plan import check_world
 from wholegrain.train.run_folder import environment, prepare_run_folder
 from wholegrain.train.speed import prepare_model
 from wholegrain.train.updates import ExtraUpdates
@@ -75,6 +76,9 @@ def plan_run(command: Command[PretrainConfig], engine: Engine) -> str:
     With ``--world-size`` they are rank 0's share of the steps of so many ranks.
     """
     world = command.world_size or engine.world
+    run = command.config.run
+    shared = {"run.batch_size": run.batch_size, **_shared(command.config)}
+    check_world(shared, run.accumulation, world)
     newest = checkpoint.latest(Path(command.config.out))
     config, data, model = prepare(command.config, engine, newest)
     stage = pretraining_stage(config, data, model, engine, planned=command.world_size)

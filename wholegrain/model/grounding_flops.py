@@ -1,9 +1,9 @@
 """What a step of learning to ground costs: counted by torch once, on tensors without values.
 
 A formula would have to know which parts are frozen, where adapters sit and from which block on an
-image runs once a text. Instead a twin
-of the model without values runs a few small steps; what a step costs is linear in the images, the
-texts, their tokens and their squared lengths, so that these few say it of every batch.
+image runs once a text. Instead a twin of the model without values runs a few small steps; what a
+step costs is linear in the images, the texts, their tokens and their squared lengths, so that these
+few say it of every batch.
 """
 
 from __future__ import annotations

@@ -66,8 +66,7 @@ def timed_steps(
     lines = [
         f"model        {sum(p.numel() for p in stage.model.parameters()):,} parameters, "
         f"{trained:,} trained",
-        f"batch        {run.batch_size} images over {world} ranks x {run.accumulation} parts",
-        f"steps        {run.steps:,}, {round(samples):,} samples",
+        f"samples      {round(samples):,}",
         f"time         {seconds:.2f} s a step, about {_clock(seconds * run.steps)} in all"
         + ("" if planned is None else ", without exchange between ranks, on this device"),
         f"losses       {_shown(kinds[-1])}",
@@ -86,6 +85,7 @@ def timed_steps(
         settings=settings,
         gather=gather,
         growth=growth,
+        here=engine.world,
     )
     total = _total_memory(engine)
     return "\n".join([*lines, plan_lines(plan, total)])

@@ -105,7 +105,9 @@ def test_a_step_against_torch(vision: str, adapter: MmcaConfig | None, train_hos
 def test_texts_of_unequal_length_cost_what_each_costs() -> None:
     """Nothing of an image is counted twice, and no padding; what is frozen asks for less."""
     model = build("vit", None, train_host=True)
+    state = torch.get_rng_state()
     cost = GroundingCost(model)
+    assert torch.equal(torch.get_rng_state(), state)
     image = cost(1, [])
     assert image > 0
     assert cost(1, [3, 9, 5]) - image == sum(cost(1, [length]) - image for length in (3, 9, 5))

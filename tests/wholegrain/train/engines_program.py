@@ -25,7 +25,7 @@ from wholegrain.train.optim import Optimizer, Update
 IMAGES = 8
 # A large epsilon: AdamW would blow the rounding of gradients that are zero up to whole steps.
 OPTIM = OptimConfig(lr=3e-3, warmup=2, eps=1e-3)
-TEMPERATURE = {"model.temperature": (0.199, 0.201)}
+TEMPERATURE = {"model.temperature": (0.1999, 0.2001)}
 Found = dict[str, Any]
 
 

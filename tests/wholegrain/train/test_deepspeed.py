@@ -77,8 +77,10 @@ def test_every_engine_equals_one_process(pretrained: Ranks, accumulation: int) -
         assert difference(weights, one["end"]["weights"]) < FP32, case
         norms = [update[0] for update in found["updates"]]
         assert norms == pytest.approx([update[0] for update in one["updates"]], rel=FP32), case
-        # The temperature is at its limit, which the update itself would leave.
-        assert float(weights["model.temperature"]) in (pytest.approx(low), pytest.approx(high))
+        temperature = float(weights["model.temperature"])
+        assert low - 1e-6 < temperature < high + 1e-6
+        if accumulation == 1:  # it is at its limit, which the update itself would leave
+            assert temperature == pytest.approx(high, abs=1e-6)
         counts = {name: step for name, (step, _) in moments(pretrained, case).items()}
         assert counts == {name: step for name, (step, _) in moments([{"x": one}], "x").items()}
 
