@@ -231,7 +231,7 @@ def test_dry_run_shows_the_plan_and_saves_nothing(
     out = tmp_path / "run"
     assert main(["--config", str(pretrained.config), f"--out={out}", "--dry-run"]) == 0
     text = capsys.readouterr().out
-    for part in ("corpora", "(24)", "epochs       1.0 of 24", "steps        6, 24 samples"):
+    for part in ("corpora", "(24)", "epochs       1.0 of 24", "samples      24", "6 steps, 24 images"):
         assert part in text
     for part in ("memory", "s a step", "losses       contrastive", "parameters"):
         assert part in text

@@ -16,14 +16,27 @@ from pretrain.foreign import Capacity
 from pretrain.inputs import inputs_of, mark_hidden
 from pretrain.objective import PretrainingModule, run_objectives
 from wholegrain.data.batch import IMAGE, REGION, Concept, ConceptBatch, Sample, collate
-from wholegrain.model.config import ModelConfig, SwinVision, TextConfig, VitVision
+from wholegrain.model.config import (
+    ModelConfig,
+    SwinVision,
+    TextConfig,
+    TimmVision,
+    VisionConfig,
+    VitVision,
+)
 from wholegrain.model.multigrain import MultiGrainModel
 from wholegrain.objectives.matching import Negatives
 
 IMAGES, LONGEST = 8, 9
-VISIONS = {
+VISIONS: dict[str, VisionConfig] = {
     "swin": SwinVision(
         image_size=32, patch_size=4, embed_dim=8, depths=(1, 1), heads=(1, 2), window=4, drop_path=0
+    ),
+    "timm": TimmVision(
+        name="resnet18d",
+        image_size=32,
+        stages=(1, 2, 3),
+        options={"channels": [8, 8, 16, 24], "stem_width": 4},
     ),
     "local": VitVision(image_size=32, patch_size=8, width=16, depth=1, heads=2, local_layers=1),
 }

@@ -57,6 +57,9 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
         for precision, accumulation in PRETRAINING
         for engine, file in files(folder).items()
     ]
+    for engine in ("plain", "zero3"):
+        file = files(folder)[engine]
+        cases += [Case(f"{engine} {m}", model=m, deepspeed=file, steps=3) for m in ("swin", "timm")]
     return start(2, cases, folder / "out")
 
 
@@ -100,6 +103,15 @@ def test_every_engine_equals_plain_ranks_in_bf16(pretrained: Ranks) -> None:
         assert mean_losses(pretrained, case) == pytest.approx(
             mean_losses(pretrained, "plain bf16 2"), rel=BF16
         )
+
+
+@pytest.mark.parametrize("encoder", ["swin", "timm"])
+def test_stage_3_divides_every_encoder(pretrained: Ranks, encoder: str) -> None:
+    """Its hooks sit on submodules: who calls which with what decides whether it works."""
+    plain, found = (pretrained[0][f"{engine} {encoder}"] for engine in ("plain", "zero3"))
+    assert difference(found["end"]["weights"], plain["end"]["weights"]) < FP32
+    assert found["losses"] == pytest.approx(plain["losses"], rel=FP32)
+    assert found["validated"] == pytest.approx(plain["validated"], rel=FP32)
 
 
 def test_ranks_hold_the_same_weights_within_and_after(pretrained: Ranks) -> None:
