@@ -12,6 +12,7 @@ from finetune.grounding import GroundingModule, predictor, training_stream
 from finetune.leaks import leak_statement
 from finetune.outcome import Outcome, measure_all, publish
 from finetune.start import starting_model
+from finetune.work import GroundingWork
 from wholegrain.config import to_dict
 from wholegrain.data import storage
 from wholegrain.data.corpus import Corpus
@@ -152,6 +153,7 @@ def grounding_stage(
             "tokenizer.json": tokenizer.to_json(),
         },
         adapters=list(model.adapter.parameters()) if model.adapter else [],
+        work=GroundingWork(model, engine.device),
         skipped=SkippedSamples(ledgers).take,
         config=to_dict(config),
     )

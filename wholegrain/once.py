@@ -154,19 +154,19 @@ def _ask_store(digest: bytes, message: str, rank: int, world: int) -> None:
 def _count_in(
     digest: bytes, speak: Callable[[], None], spoke: threading.Event, rank: int, world: int
 ) -> None:
-    import torch.distributed as dist
+    from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
     if _joined():
         from torch.distributed.distributed_c10d import _get_default_store
 
         # Another view of the same connection: its limit on time leaves the group's as it is.
-        store: dist.Store = _get_default_store().clone()  # type: ignore[attr-defined]
+        store: Store = _get_default_store().clone()  # type: ignore[attr-defined]
     else:
         where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         limit = timedelta(seconds=_MEET_S)
-        store = dist.TCPStore(*where, is_master=False, timeout=limit)
+        store = TCPStore(*where, is_master=False, timeout=limit)
     store.set_timeout(timedelta(seconds=_MEET_S))
-    store = dist.PrefixStore(f"{attempt()}/once", store)
+    store = PrefixStore(f"{attempt()}/once", store)
     key = digest.hex()
     if store.add(key, 1) == 1:
         speak()

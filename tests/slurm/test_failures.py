@@ -21,7 +21,7 @@ from tests.slurm.cluster import Slurm, kill, processes, submit, until, variables
 
 pytestmark = [pytest.mark.slow, pytest.mark.ranks]
 
-STEPS = 54
+STEPS = 45
 # What a clock measures differs between any two runs.
 COMPARED = ("step", "split", "loss", "contrastive", "matching", "gradient_norm", "learning_rate")
 
@@ -56,6 +56,11 @@ class Job:
     def said(self) -> str:
         logs = [self.log, *sorted(self.out.glob("logs/*.log"))]
         return "\n".join(f"--- {p.name}\n{p.read_text()}" for p in logs if p.exists())
+
+    def begins(self) -> None:
+        """Waits for the ranks of this start."""
+        started = f"start {self.starts}: "
+        until(lambda: started in self.said() and all(self.ranks()), 60, self.said)
 
     def reaches(self, step: int) -> None:
         """Waits for a step of this start."""
@@ -138,22 +143,22 @@ def test_a_job_survives_all_that_ends_it(
     kill(*job.ranks()[1])
     job.comes_back()
     assert "rank 1 failed first: Killed" in job.said()
-    # An operator.
-    job.reaches(21)
+    # An operator, before the first step.
+    job.begins()
     slurm.command("scontrol", "requeue", job.id)
     job.comes_back()
     # A rank that stands still, then the process that loads its data. Both are stopped from
     # outside: nothing in the program knows of it.
-    job.reaches(27)
+    job.reaches(21)
     kill(job.ranks()[1][0], signal=signal.SIGSTOP)
     job.comes_back()
     assert "rank 0 failed first: Exited with exit code 70" in job.said()
-    job.reaches(33)
+    job.reaches(27)
     kill(*job.ranks()[1][1:], signal=signal.SIGSTOP)
     job.comes_back()
     assert job.said().count("failed first: Exited with exit code 70") == 2
     # A node without power.
-    job.reaches(39)
+    job.reaches(33)
     slurm.kill_node("n2")
     until(lambda: slurm.facts(job.id)["Restarts"] == "7", 60, job.said)
     slurm.start_node("n2")
@@ -170,7 +175,7 @@ def test_starts_that_come_no_further_are_capped(job: Job, slurm: Slurm) -> None:
     job.submit(WHOLEGRAIN_MAX_RESTARTS="1")
     for _ in range(2):
         # Before it has begun.
-        until(lambda: f"start {job.starts}: " in job.said() and all(job.ranks()), 60, job.said)
+        job.begins()
         kill(*job.ranks()[0])
         if job.starts == 1:
             job.comes_back()

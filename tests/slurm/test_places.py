@@ -37,7 +37,7 @@ def test_tasks_of_srun_are_ranks(slurm: Slurm, repository: Path, program: list[s
     assert sorted(map(" ".join, lines)) == [
         f"0 3 0 2 srun n1 {port}",
         f"1 3 1 2 srun n1 {port}",
-        f"2 3 0 1 srun n2 {port}",
+        f"2 3 0 1 srun n1 {port}",
     ]
     said = slurm.command("srun", "--ntasks=1", *program, PYTHONPATH=str(repository))
     assert said == "0 1 0 1 srun None None"

@@ -72,7 +72,7 @@ def test_the_16m_script_plans_on_one_node(
     script = repository / "slurm" / "pretrain_16m.sh"
     submit(*(slurm, repository, log, "--wait", "--nodes=1", "--gpus-per-node=2", script, *words))
     said = log.read_text()
-    assert "2 ranks x 1 parts x " in said and "losses " in said, said
+    assert "2 ranks x 1 part x " in said and "losses " in said, said
     assert said.count("steps  ") == 1
     assert not out.exists()
 

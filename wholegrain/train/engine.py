@@ -5,20 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from wholegrain.errors import ConfigError
 from wholegrain.train.config import RunConfig
 from wholegrain.train.deepspeed_config import DeepSpeedSettings, read_deepspeed
+from wholegrain.train.join import join
+from wholegrain.train.launch import find_place
 from wholegrain.train.optim import Optimizer
 
 if TYPE_CHECKING:
@@ -40,17 +40,16 @@ class Engine:
     """
 
     def __init__(self, run: RunConfig) -> None:
-        asked = int(os.environ.get("WORLD_SIZE", "1"))
+        place = find_place(os.environ)
+        asked = place.world
         _refuse_indivisible(run, asked)
         self._settings = read_deepspeed(run, asked) if run.deepspeed is not None else None
         _refuse_clash(run, self._settings)
-        self.accelerator = Accelerator(
-            mixed_precision="no",
-            cpu=not torch.cuda.is_available(),
-            kwargs_handlers=[
-                InitProcessGroupKwargs(timeout=timedelta(seconds=run.patience_s + _MARGIN_S))
-            ],
-        )
+        on_gpu = torch.cuda.is_available()
+        if not dist.is_initialized():
+            backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+            join(place, backend, collective_s=run.patience_s + _MARGIN_S)
+        self.accelerator = Accelerator(mixed_precision="no", cpu=not on_gpu)
         if self.accelerator.num_processes != asked:
             raise ConfigError(
                 f"the launcher started {asked} processes, but {self.accelerator.num_processes} "

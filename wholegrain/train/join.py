@@ -10,6 +10,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from wholegrain import once
 from wholegrain.errors import ConfigError
@@ -50,15 +51,13 @@ def join(
     )
 
 
-def _open_store(host: str, port: int, holds: bool, timeout_s: float) -> dist.Store:
+def _open_store(host: str, port: int, holds: bool, timeout_s: float) -> Store:
     """The store that rank 0, or its launcher, holds."""
-    opened: list[dist.Store] = []
+    opened: list[Store] = []
 
     def open_it() -> None:
         limit = timedelta(seconds=timeout_s)
-        opened.append(
-            dist.TCPStore(host, port, is_master=holds, timeout=limit, wait_for_workers=False)
-        )
+        opened.append(TCPStore(host, port, is_master=holds, timeout=limit, wait_for_workers=False))
 
     try:
         # torch says pages where there is nobody, and waits for ever for another program's answer.
@@ -69,7 +68,7 @@ def _open_store(host: str, port: int, holds: bool, timeout_s: float) -> dist.Sto
         once.within(timeout_s, open_it)
     except (OSError, RuntimeError) as error:
         raise _no_meeting(error, host, port, holds, timeout_s) from error
-    return dist.PrefixStore(once.attempt(), opened[0])
+    return PrefixStore(once.attempt(), opened[0])
 
 
 def _refuse_taken(port: int) -> None:
@@ -118,7 +117,7 @@ def _no_meeting(
     )
 
 
-def _meet(store: dist.Store, place: Place, where: str, timeout_s: float) -> None:
+def _meet(store: Store, place: Place, where: str, timeout_s: float) -> None:
     """Waits until all ranks are there; names those that are not."""
     keys = [f"here/{rank}" for rank in range(place.world)]
     try:

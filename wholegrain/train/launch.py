@@ -101,9 +101,10 @@ def write_to_own_log(place: Place, environ: MutableMapping[str, str]) -> Path | 
     path = rank_log(Path(folder), place.rank)
     start = int(environ.get("SLURM_RESTART_COUNT", "0") or 0) + 1
     job = environ.get("SLURM_JOB_ID", "none")
+    now = time.strftime("%Y-%m-%d %H:%M:%S")
     header = (
-        f"{HEADER}{time.strftime('%Y-%m-%d %H:%M:%S')} job {job} start {start} rank {place.rank} of "
-        f"{place.world} on {socket.gethostname()} ({environ.get('SLURMD_NODENAME', 'no node')}): "
+        f"{HEADER}{now} job {job} start {start} rank {place.rank} of {place.world} on "
+        f"{socket.gethostname()} ({environ.get('SLURMD_NODENAME', 'no node')}): "
         f"{' '.join(sys.argv)}\n"
     )
     try:

@@ -44,15 +44,18 @@ class Averages:
     """
 
     def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, Tensor] = {}
+        # Names that are observed together lie in one tensor: sums above, counts below.
+        self._seen: dict[tuple[str, ...], Tensor] = {}
 
     def add(self, values: Mapping[str, Tensor | float]) -> None:
         """Adds one observation of each name."""
-        for name, value in values.items():
-            tensor = torch.as_tensor(value).detach().double()
-            finite = torch.isfinite(tensor)
-            self._add(name, torch.where(finite, tensor, 0.0), finite.double())
+        if not values:
+            return
+        each = [torch.as_tensor(value).detach() for value in values.values()]
+        device = max((one.device for one in each), key=lambda place: place.type != "cpu")
+        row = torch.stack([one.to(device, torch.float64) for one in each])
+        finite = torch.isfinite(row)
+        self._add(tuple(values), torch.stack([row.where(finite, 0.0), finite.double()]))
 
     def take(self) -> dict[str, float]:
         """The means (NaN of nothing), after which counting starts anew. The host waits here."""
@@ -67,32 +70,35 @@ class Averages:
                 the same names is the caller's part.
         """
         state = mean(self.state())
+        self._seen = {}
         means = {}
-        for name in self._sums:
-            count = state[f"count/{name}"]
-            means[name] = state[f"sum/{name}"] / count if count else math.nan
-        self._sums, self._counts = {}, {}
+        for key, total in state.items():
+            kind, _, name = key.partition("/")
+            if kind == "sum":
+                count = state[f"count/{name}"]
+                means[name] = total / count if count else math.nan
         return means
 
     def state(self) -> dict[str, float]:
         """Sums and counts so far, for a checkpoint; the host waits here."""
-        sums = {f"sum/{name}": float(total) for name, total in self._sums.items()}
-        return sums | {f"count/{name}": float(count) for name, count in self._counts.items()}
+        found: dict[str, float] = {}
+        for names, seen in self._seen.items():
+            for kind, row in zip(("sum", "count"), seen.tolist(), strict=True):
+                for name, value in zip(names, row, strict=True):
+                    found[f"{kind}/{name}"] = found.get(f"{kind}/{name}", 0.0) + value
+        return found
 
     def load(self, state: Mapping[str, float]) -> None:
         """Continues from `state`."""
-        for key, total in state.items():
-            kind, _, name = key.partition("/")
-            if kind == "sum":
-                count = torch.tensor(state[f"count/{name}"], dtype=torch.float64)
-                self._add(name, torch.tensor(total, dtype=torch.float64), count)
+        names = tuple(key.removeprefix("sum/") for key in state if key.startswith("sum/"))
+        if names:
+            rows = [[state[f"{kind}/{name}"] for name in names] for kind in ("sum", "count")]
+            self._add(names, torch.tensor(rows, dtype=torch.float64))
 
-    def _add(self, name: str, total: Tensor, count: Tensor) -> None:
-        known = name in self._sums
-        # The earlier sum comes second: one that was read from a checkpoint lies on the CPU, and
-        # follows to the device of the rest.
-        self._sums[name] = total + self._sums[name].to(total.device) if known else total
-        self._counts[name] = count + self._counts[name].to(count.device) if known else count
+    def _add(self, names: tuple[str, ...], seen: Tensor) -> None:
+        before = self._seen.get(names)
+        # One that was read from a checkpoint lies on the CPU and follows to the device of the rest.
+        self._seen[names] = seen if before is None else seen + before.to(seen.device)
 
 
 @dataclass(frozen=True)

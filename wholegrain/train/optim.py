@@ -179,7 +179,8 @@ class Optimizer:
         self._model = model
         self._statistics: list[tuple[Tensor, Tensor]] = []
         self._scale = LossScale() if run is not None and run.precision == "fp16" else None
-        self._outliers = OutlierWatch(run.outliers) if run is not None else None
+        self._rules = run.outliers if run is not None else None
+        self._outliers: dict[str, OutlierWatch] = {}
         self._skips_outliers = run is not None and run.outliers.skip
         self._limit(limits or {})
 
@@ -231,8 +232,11 @@ class Optimizer:
         loss_scale = 1.0 if self._scale is None else self._scale.on(loss.device)
         return loss * torch.where(torch.isfinite(loss.detach()), loss_scale, math.nan)
 
-    def step(self) -> Update:
+    def step(self, kind: str = "") -> Update:
         """Clips, updates and clears the gradients.
+
+        Args:
+            kind: of the update. What is an outlier goes by the updates of the same kind.
 
         X-VLM's AdamW (transformers 4) adds epsilon to ``sqrt(v)`` before the correction of its
         bias, which is torch's with ``eps / sqrt(1 - beta2^t)``; it matters for tiny gradients. Here
@@ -244,8 +248,10 @@ class Optimizer:
             norm = norm / scale
         skipped = (~torch.isfinite(norm)).float()
         outlier = torch.zeros_like(skipped)
-        if self._outliers is not None:
-            outlier = self._outliers.see(norm, skipped)
+        if self._rules is not None:
+            if kind not in self._outliers:
+                self._outliers[kind] = OutlierWatch(self._rules)
+            outlier = self._outliers[kind].see(norm, skipped)
         left_out = torch.maximum(skipped, outlier) if self._skips_outliers else skipped
         self.updates += 1
         if self.optim.recipe == "xvlm":
@@ -332,7 +338,7 @@ class Optimizer:
         return {
             "updates": self.updates,
             "loss_scale": None if self._scale is None else self._scale.state(),
-            "outliers": None if self._outliers is None else self._outliers.state(),
+            "outliers": {kind: watch.state() for kind, watch in self._outliers.items()},
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -343,7 +349,7 @@ class Optimizer:
         """
         try:
             self.updates = int(state["updates"])
-            scale, outliers = state["loss_scale"], state["outliers"]
+            scale, outliers = state["loss_scale"], dict(state["outliers"])
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"the checkpoint's state of the optimizer cannot be read ({error!r}); resume from "
@@ -351,5 +357,7 @@ class Optimizer:
             ) from error
         if self._scale is not None and scale is not None:
             self._scale.load(scale)
-        if self._outliers is not None and outliers is not None:
-            self._outliers.load(outliers)
+        if self._rules is not None:
+            for kind, seen in outliers.items():
+                self._outliers[kind] = OutlierWatch(self._rules)
+                self._outliers[kind].load(seen)

@@ -116,11 +116,12 @@ class Trainer:
                 loss = self.optimizer.scaled(kind.losses["loss"] / run.accumulation)
             engine.backward(loss)
             self.averages.add(kind.named(kind.losses))
-        norm, skipped, outlier, lost = self.optimizer.step()
+        norm, skipped, outlier, lost = self.optimizer.step(kind.name)
         figures = {"gradient_norm": norm, "skipped": skipped, "outliers": outlier}
         self.averages.add(kind.named(figures))
         self.outliers.add(step + 1, norm, outlier)
-        kind.lost_in_a_row = (kind.lost_in_a_row.to(lost.device) + 1) * lost
+        # An update that only the loss scale cost neither counts nor ends a row.
+        kind.lost_in_a_row = (kind.lost_in_a_row.to(lost.device) + lost) * skipped
 
     def _next(self, kind: UpdateKind) -> Any:
         self.speed.waiting()

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from wholegrain.errors import ConfigError
+from wholegrain.train import engine
 from wholegrain.train.config import OptimConfig, RunConfig
 from wholegrain.train.engine import Engine
 from wholegrain.train.optim import Optimizer
@@ -157,7 +158,10 @@ def test_a_launcher_that_wants_the_same_is_fine_and_acts_once(
 
 def test_processes_that_do_not_join_are_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     Engine(RunConfig())  # Accelerate keeps its state: it will not look at the variable again.
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(engine, "join", lambda *place, **limits: None)
+    given = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+    for name, value in {**given, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(
         ConfigError, match="started 2 processes, but 1 joined; start with `torchrun"
     ):

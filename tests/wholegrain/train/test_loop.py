@@ -244,7 +244,7 @@ def test_a_model_in_evaluation_mode_is_trained_all_the_same(toy: Toy) -> None:
 def test_timed_steps_say_what_the_run_will_be(toy: Toy) -> None:
     run = toy()
     text = timed_steps(run.stage(), run.run, run.optim, Engine(run.run))
-    for part in ("13 parameters, 13 trained", "1 ranks x 1 parts x 8 images = 8 images", "72"):
+    for part in ("13 parameters, 13 trained", "1 rank x 1 part x 8 images = 8 images", "72"):
         assert part in text
     for part in ("memory", "s a step", "loss "):
         assert part in text
