@@ -1,6 +1,6 @@
 # Each target is sufficient alone: it makes or updates the environment first (instant when done).
 #   make demo            the whole chain on generated scenes
-#   make test            the tests             make test ARGS="-k order -x"
+#   make test            the tests             make test ARGS="-k order -x -n 0"
 #   make lint            ruff (lint, format) and mypy
 #   make format          what ruff can mend by itself
 # Variables: TORCH=cpu|cuda  the build of torch (default: chosen for this machine)
@@ -32,8 +32,9 @@ setup:
 demo: setup
 	$(PY) tools/demo.py $(ARGS)
 
+# Two files at a time, one thread each: threads that compete cost more than they bring.
 test: setup
-	$(PY) -m pytest -q $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile $(ARGS)
 
 lint: setup
 	$(PY) -m ruff check .

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 FENCE = re.compile(r"```sh\n(.*?)```", re.DOTALL)
-LAUNCHERS = ("torchrun", "accelerate")
+LAUNCHERS = ("torchrun", "accelerate", "deepspeed", "srun")
 REPOSITORY = Path(__file__).parents[1]
 
 
@@ -35,7 +35,13 @@ def entry_of(words: list[str]) -> tuple[str, list[str]]:
     while "=" in words[0]:  # VARIABLE=value before the command
         words = words[1:]
     if words[0] in LAUNCHERS:
-        start = next(i for i, w in enumerate(words) if w == "-m" or w.endswith(".py"))
+        start = next(
+            i
+            for i, w in enumerate(words)
+            # deepspeed names a module behind a --module of its own.
+            if w in {"-m", "--module"} or w.endswith(".py")
+        )
+        words = [w if w != "--module" else "-m" for w in words]
         words = ["python", *words[start:]]
     if words[0] != "python":
         return words[0], words[1:]
@@ -55,7 +61,7 @@ def check_stage(arguments: list[str]) -> None:
     config = arguments[arguments.index("--config") + 1]
     assert config == "FILE" or (REPOSITORY / config).exists(), config
     flags = {a.partition("=")[0] for a in arguments if a.startswith("--")}
-    for flag in flags - {"--config", "--dry-run", "--print-config"}:
+    for flag in flags - {"--config", "--dry-run", "--print-config", "--world-size", "--out"}:
         assert "." in flag, f"{flag} is neither a flag nor an override"
 
 
@@ -113,8 +119,11 @@ def check_benchmark(arguments: list[str], module: str) -> None:
 def check_sbatch(arguments: list[str]) -> None:
     script = next(i for i, word in enumerate(arguments) if word.endswith(".sh"))
     assert (REPOSITORY / arguments[script]).is_file(), arguments[script]
+    behind = arguments[script + 1 :]
     if arguments[script] == "slurm/convert_array.sh":
-        check_data_tools(["convert", *arguments[script + 1 :]])
+        check_data_tools(["convert", *behind])
+    else:
+        check_stage(["--config", "FILE", *behind])
 
 
 def check_demo(arguments: list[str]) -> None:
@@ -136,7 +145,7 @@ CHECKS: dict[str, Callable[[list[str]], None]] = {
     "benchmarks.switches": check_switches,
     **{
         f"benchmarks.{name}": partial(check_benchmark, module=name)
-        for name in ("data", "order", "soak")
+        for name in ("data", "loop", "order", "scaling", "soak")
     },
     "sbatch": check_sbatch,
 }

@@ -117,7 +117,7 @@ def test_dry_run_saves_nothing(
     given = ["--config", str(write_config(settings, {"out": tmp_path / "run"})), "--dry-run"]
     assert main(given) == 0
     text = capsys.readouterr().out
-    for part in ("steps        3, 12 samples", "losses       box_l1", "trained"):
+    for part in ("3 steps, 12 images", "losses       box_l1", "trained"):
         assert part in text
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 

@@ -21,9 +21,7 @@ def test_help_names_the_flags(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_config_is_needed(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main([])
-    assert caught.value.code == 2
+    assert run_cli(main, []) == 2
     assert "--config" in capsys.readouterr().err
 
 

@@ -284,7 +284,7 @@ def test_a_dry_run_of_each_recipe(
         assert f"{corpora / Path(entry.path).name} (5)" in text
     (epochs,) = (line for line in text.splitlines() if line.startswith("epochs "))
     assert all(f"{corpora / Path(entry.path).name} " in epochs for entry in config.data.train)
-    assert f"steps        {config.run.steps:,}" in text
+    assert f" images a step; {config.run.steps:,} steps, " in text
     (losses,) = (line for line in text.splitlines() if line.startswith("losses "))
     assert "nan" not in losses
     if config.data.region_updates is None:
@@ -346,13 +346,18 @@ def faithful(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[l
 def test_a_run_of_the_faithful_recipe(faithful: tuple[list[str], Path]) -> None:
     _, out = faithful
     train = [line for line in metrics(out) if line["split"] == "train"]
-    plain = {"contrastive", "matching", "masked_language", "loss", "gradient_norm", "skipped"}
+    plain = {"contrastive", "matching", "masked_language", "loss"}
+    plain |= {"gradient_norm", "skipped", "outliers"}
+    grains = ("/image", "/region", "/object")
     boxes = {"box_l1", "box_giou"}
     region = {f"region/{name}" for name in plain | boxes}
     # With seed 0 all steps of the six but the fourth begin with a region update.
     for step, line in enumerate(train):
         expected = plain | (set() if step == 3 else region)
-        assert line.keys() - {"step", "split", "learning_rate"} == expected
+        rates = {"learning_rate", "learning_rate/new", "skipped_samples"}
+        named = {name for name in line if not name.endswith(grains)}
+        assert named - {"step", "split"} - rates == expected
+        assert {f"contrastive{grain}" for grain in grains} <= line.keys()
         parts = sum(line[name] for name in ("contrastive", "matching", "masked_language"))
         assert line["loss"] == pytest.approx(parts, rel=1e-5)
         if step != 3:
@@ -362,7 +367,7 @@ def test_a_run_of_the_faithful_recipe(faithful: tuple[list[str], Path]) -> None:
     rates = [line["learning_rate"] for line in train]
     assert rates == pytest.approx([0, 0.5e-4, 1e-4, 0.75e-4, 0.5e-4, 0.25e-4])
     state = json.loads((out / "checkpoints/step_000006/state.json").read_text())
-    assert state["updates"] == 6 + 5
+    assert state["optimizer"]["updates"] == 6 + 5
     assert {"region_images", "region_texts", "region_probability"} <= state["facts"].keys()
     assert "data.region_updates.train[2]" in state["facts"]["corpora"]
     validation = metrics(out)[-1]

@@ -21,7 +21,8 @@ from tests.slurm.cluster import Slurm, kill, processes, submit, until, variables
 
 pytestmark = [pytest.mark.slow, pytest.mark.ranks]
 
-STEPS = 45
+# More than are taken while the cluster acts, on a fast machine too.
+STEPS = 160
 # What a clock measures differs between any two runs.
 COMPARED = ("step", "split", "loss", "contrastive", "matching", "gradient_norm", "learning_rate")
 
@@ -62,17 +63,17 @@ class Job:
         started = f"start {self.starts}: "
         until(lambda: started in self.said() and all(self.ranks()), 60, self.said)
 
-    def reaches(self, step: int) -> None:
-        """Waits for a step of this start."""
+    def advances(self) -> None:
+        """Waits until this start has come further than any before it."""
+        log = self.out / "logs" / "rank-00001.log"
+        head = f" start {self.starts} rank 1 of 2 on "
+        until(lambda: log.exists() and head in log.read_text(), 60, self.said)
+        before = self.step()
+        until(lambda: self.step() >= before + 3, 90, self.said)
 
-        def there() -> bool:
-            started = (
-                f"start {self.starts}: " in self.log.read_text() if self.log.exists() else False
-            )
-            lines = losses(self.out)
-            return started and bool(lines) and lines[-1]["step"] >= step
-
-        until(there, 90, self.said)
+    def step(self) -> int:
+        """The last one that is done."""
+        return max((int(line["step"]) for line in losses(self.out)), default=0)
 
     def comes_back(self) -> None:
         """Waits until the job runs once more, after one requeue and no more."""
@@ -97,7 +98,7 @@ def job(
     write_config: Callable[..., Path],
     tmp_path: Path,
 ) -> Any:
-    changes = {"run.steps": STEPS, "run.save_every": 3, "data.validation": None}
+    changes = {"run.steps": STEPS, "run.save_every": 5, "data.validation": None}
     # A loader, so that it can hang, and little patience with that.
     config = write_config(tiny_pretrain, {**changes, "data.workers": 1, "run.patience_s": 6})
     job = Job(slurm, repository, tmp_path, "--config", config)
@@ -126,12 +127,12 @@ def test_a_job_survives_all_that_ends_it(
 ) -> None:
     job.submit()
     # The warning before the time limit.
-    job.reaches(3)
+    job.advances()
     slurm.command("scancel", "--batch", "--signal=USR1", job.id)
     job.comes_back()
     assert "is requeued and goes on from its newest checkpoint" in job.said()
     # A job of higher priority.
-    job.reaches(9)
+    job.advances()
     urgent = slurm.command(
         *("sbatch", "--parsable", "--partition=high", "--nodes=2", "--exclusive"),
         *("--output=/dev/null", "--wrap=true"),
@@ -139,7 +140,7 @@ def test_a_job_survives_all_that_ends_it(
     job.comes_back()
     assert slurm.ended(urgent)["JobState"] == "COMPLETED"
     # One rank dies, of a lack of memory for instance.
-    job.reaches(15)
+    job.advances()
     kill(*job.ranks()[1])
     job.comes_back()
     assert "rank 1 failed first: Killed" in job.said()
@@ -149,16 +150,16 @@ def test_a_job_survives_all_that_ends_it(
     job.comes_back()
     # A rank that stands still, then the process that loads its data. Both are stopped from
     # outside: nothing in the program knows of it.
-    job.reaches(21)
+    job.advances()
     kill(job.ranks()[1][0], signal=signal.SIGSTOP)
     job.comes_back()
     assert "rank 0 failed first: Exited with exit code 70" in job.said()
-    job.reaches(27)
+    job.advances()
     kill(*job.ranks()[1][1:], signal=signal.SIGSTOP)
     job.comes_back()
     assert job.said().count("failed first: Exited with exit code 70") == 2
     # A node without power.
-    job.reaches(33)
+    job.advances()
     slurm.kill_node("n2")
     until(lambda: slurm.facts(job.id)["Restarts"] == "7", 60, job.said)
     slurm.start_node("n2")
@@ -168,7 +169,9 @@ def test_a_job_survives_all_that_ends_it(
     assert (job.out / "release" / "model.safetensors").exists()
     assert_same_run(job.out, undisturbed(launch, tmp_path))
     heads = (job.out / "logs" / "rank-00001.log").read_text()
-    assert [n for n in range(10) if f" start {n} rank 1 of 2 on " in heads] == [*range(1, 9)]
+    starts = [n for n in range(1, 10) if f" start {n} rank 1 of 2 on " in heads]
+    # The one that the operator ended may have had no log yet.
+    assert {*starts} | {4} == {*range(1, 9)}
 
 
 def test_starts_that_come_no_further_are_capped(job: Job, slurm: Slurm) -> None:
@@ -187,7 +190,7 @@ def test_starts_that_come_no_further_are_capped(job: Job, slurm: Slurm) -> None:
 
 def test_a_cancelled_job_stays_away(job: Job, slurm: Slurm) -> None:
     job.submit()
-    job.reaches(2)
+    job.advances()
     slurm.command("scancel", job.id)
     facts = slurm.ended(job.id)
     assert (facts["JobState"], facts["Restarts"]) == ("CANCELLED", "0"), job.said()

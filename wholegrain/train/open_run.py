@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +43,7 @@ def open_run(out: Path, run: RunConfig, engine: Engine) -> Iterator[OpenRun]:
         CheckpointError: `run.resume` asks for what is not there, or no checkpoint is whole.
     """
     on_main(lambda: refuse_foreign(out))
+    made = not out.exists()
     check_run_folder(out, engine.rank, engine.world)
     lock = RunLock(out)
     on_main(lock.acquire)
@@ -53,6 +54,9 @@ def open_run(out: Path, run: RunConfig, engine: Engine) -> Iterator[OpenRun]:
     finally:
         if engine.is_main:
             lock.release()
+            if made:
+                with suppress(OSError):  # something is in it: the run began
+                    out.rmdir()
 
 
 def _restarted() -> bool:

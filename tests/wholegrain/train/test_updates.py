@@ -130,8 +130,8 @@ def test_the_rate_goes_by_steps_and_the_optimizer_by_updates(
     taken: list[tuple[float, int]] = []
     original = optim.Optimizer.step
 
-    def step(self: optim.Optimizer) -> tuple[Tensor, Tensor]:
-        result = original(self)
+    def step(self: optim.Optimizer, kind: str) -> optim.Update:
+        result = original(self, kind)
         taken.append((self.adamw.param_groups[0]["lr"], self.updates))
         return result
 
