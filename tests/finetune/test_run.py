@@ -17,8 +17,8 @@ from wholegrain.config import load_config
 from wholegrain.errors import run_cli
 from wholegrain.train import checkpoint
 from wholegrain.train.engine import Engine
-from wholegrain.train.optim import Optimizer
 from wholegrain.train.journal import tag
+from wholegrain.train.optim import Optimizer
 
 MMCA = {"kind": "mmca", "rank": 4, "embed_dim": 8, "gate_dim": 4, "blocks": 1}
 Settings = dict[str, Any]
@@ -35,7 +35,10 @@ def settings(tiny_finetune: Settings, pretrained: Any) -> Settings:
 
 def metrics(out: Path) -> list[dict[str, Any]]:
     entries = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
-    return [{k: v for k, v in entry.items() if not tag("train", k).startswith("speed/")} for entry in entries]
+    return [
+        {k: v for k, v in entry.items() if not tag("train", k).startswith("speed/")}
+        for entry in entries
+    ]
 
 
 def trained(out: Path) -> dict[str, torch.Tensor]:

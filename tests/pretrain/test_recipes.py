@@ -329,7 +329,10 @@ def test_recipes_start_with_an_audit_alone(
 
 def metrics(out: Path) -> list[dict[str, Any]]:
     entries = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
-    return [{k: v for k, v in entry.items() if not tag("train", k).startswith("speed/")} for entry in entries]
+    return [
+        {k: v for k, v in entry.items() if not tag("train", k).startswith("speed/")}
+        for entry in entries
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,10 @@ Launch = Callable[..., str]
 def metrics(out: Path) -> list[dict[str, Any]]:
     """The lines of metrics without what a clock says."""
     entries = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
-    return [{k: v for k, v in entry.items() if not tag("train", k).startswith("speed/")} for entry in entries]
+    return [
+        {k: v for k, v in entry.items() if not tag("train", k).startswith("speed/")}
+        for entry in entries
+    ]
 
 
 def weights(out: Path, step: int = 6) -> dict[str, torch.Tensor]:
@@ -231,7 +234,13 @@ def test_dry_run_shows_the_plan_and_saves_nothing(
     out = tmp_path / "run"
     assert main(["--config", str(pretrained.config), f"--out={out}", "--dry-run"]) == 0
     text = capsys.readouterr().out
-    for part in ("corpora", "(24)", "epochs       1.0 of 24", "samples      24", "6 steps, 24 images"):
+    for part in (
+        "corpora",
+        "(24)",
+        "epochs       1.0 of 24",
+        "samples      24",
+        "6 steps, 24 images",
+    ):
         assert part in text
     for part in ("memory", "s a step", "losses       contrastive", "parameters"):
         assert part in text

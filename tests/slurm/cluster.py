@@ -198,8 +198,9 @@ def kill(*numbers: int, signal: int = 9) -> None:
 
 
 def free_ports(count: int) -> int:
-    """The first of so many free ports in a row."""
-    for first in range(20_000, 60_000, 97):
+    """The first of so many free ports in a row; each process of the tests looks elsewhere."""
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    for first in range(20_000 + 1_000 * number, 30_000, 97):
         sockets = [socket.socket() for _ in range(count)]
         try:
             for place, each in enumerate(sockets):

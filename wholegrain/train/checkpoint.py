@@ -20,9 +20,9 @@ from typing import Any, Literal
 from torch import nn
 
 from wholegrain.errors import CheckpointError
+from wholegrain.model.tensor_file import Sum, file_sum, flush_folder, write_text
 from wholegrain.model.weights import load_weights
 from wholegrain.train.optimizer_state import StoredState, is_optimizer_file
-from wholegrain.model.tensor_file import Sum, file_sum, flush_folder, write_text
 
 MARKER = "COMPLETE"
 WEIGHTS, STATE, CHECKSUMS = "model.safetensors", "state.json", "checksums.json"

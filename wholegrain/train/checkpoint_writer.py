@@ -26,11 +26,11 @@ import torch
 from torch import Tensor
 
 from wholegrain.errors import CheckpointError
+from wholegrain.model.tensor_file import Sum, write_tensors, write_text
 from wholegrain.model.weights import distinct
 from wholegrain.train import checkpoint
 from wholegrain.train.checkpoint import MARKER, STATE, WEIGHTS
 from wholegrain.train.optimizer_state import Fragment, fragment_table, optimizer_file, tensor_name
-from wholegrain.model.tensor_file import Sum, write_tensors, write_text
 
 T = TypeVar("T")
 

@@ -22,7 +22,7 @@ from wholegrain.train.peaks import peak_flops
 from wholegrain.train.preempt import StopRequest
 from wholegrain.train.profile import StepProfile
 from wholegrain.train.saving import Saver, load_optimizer_of, load_weights_of, newest_of
-from wholegrain.train.updates import Batches, ExtraUpdates, Trainer, UpdateKind, update_kinds
+from wholegrain.train.updates import Batches, ExtraUpdates, Trainer, update_kinds
 from wholegrain.train.vote import StopVote
 from wholegrain.train.watchdog import Watchdog
 

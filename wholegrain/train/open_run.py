@@ -18,7 +18,6 @@ from wholegrain.train.run_lock import RunLock
 from wholegrain.train.shared_folder import check_run_folder
 from wholegrain.train.together import on_main
 
-
 _RESTARTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
 
 

@@ -30,7 +30,7 @@ def on_main(action: Callable[[], T]) -> T:
         except WholegrainError as error:
             told[1] = error
     dist.broadcast_object_list(told, src=0)
-    result, error = told
-    if error is not None:
-        raise error
-    return result  # type: ignore[no-any-return]
+    if told[1] is not None:
+        raise told[1]
+    result: T = told[0]
+    return result

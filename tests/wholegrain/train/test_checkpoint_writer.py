@@ -19,10 +19,10 @@ from safetensors.torch import load_file
 
 from tests.wholegrain.train.toy_state import Toy
 from wholegrain.errors import CheckpointError
+from wholegrain.model.tensor_file import Sum
 from wholegrain.train import checkpoint, checkpoint_writer
 from wholegrain.train.checkpoint import MARKER, Checkpoint, verify
 from wholegrain.train.checkpoint_writer import HostCopies, Writer
-from wholegrain.model.tensor_file import Sum
 
 LONG_S = 30.0
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from wholegrain.errors import CheckpointError, WholegrainError
 from wholegrain.train import checkpoint
 from wholegrain.train.config import RunConfig
-from wholegrain.train.engine import Engine
 from wholegrain.train.dry_run import timed_steps
-from wholegrain.train.loop import Interrupted
+from wholegrain.train.engine import Engine
 from wholegrain.train.journal import tag
+from wholegrain.train.loop import Interrupted
 
 Toy = Callable[..., Any]
 
@@ -30,7 +30,10 @@ def metrics(out: Path) -> list[dict[str, Any]]:
 
     lines = (out / "metrics.jsonl").read_text().splitlines()
     entries = [json.loads(line, parse_constant=refuse) for line in lines]
-    return [{k: v for k, v in entry.items() if not tag("train", k).startswith("speed/")} for entry in entries]
+    return [
+        {k: v for k, v in entry.items() if not tag("train", k).startswith("speed/")}
+        for entry in entries
+    ]
 
 
 def assert_same_weights(one: nn.Module, other: nn.Module) -> None:

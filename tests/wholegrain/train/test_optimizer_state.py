@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from wholegrain.errors import CheckpointError
+from wholegrain.model.tensor_file import write_tensors
 from wholegrain.train import optimizer_state
 from wholegrain.train.optimizer_state import (
     MOMENTS,
@@ -23,7 +24,6 @@ from wholegrain.train.optimizer_state import (
     optimizer_file,
     tensor_name,
 )
-from wholegrain.model.tensor_file import write_tensors
 
 Moments = dict[str, Tensor]
 

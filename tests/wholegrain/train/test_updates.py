@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from wholegrain.errors import WholegrainError
 from wholegrain.train import checkpoint, optim
 from wholegrain.train.config import OptimConfig, RunConfig
-from wholegrain.train.engine import Engine
 from wholegrain.train.dry_run import timed_steps
-from wholegrain.train.updates import ExtraUpdates, seed_update
+from wholegrain.train.engine import Engine
 from wholegrain.train.journal import tag
+from wholegrain.train.updates import ExtraUpdates, seed_update
 
 PROGRAM = Path(__file__).with_name("extra_program.py")
 
@@ -40,7 +40,10 @@ def program() -> ModuleType:
 
 def metrics(out: Path) -> list[dict[str, Any]]:
     entries = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
-    return [{k: v for k, v in entry.items() if not tag("train", k).startswith("speed/")} for entry in entries]
+    return [
+        {k: v for k, v in entry.items() if not tag("train", k).startswith("speed/")}
+        for entry in entries
+    ]
 
 
 def assert_same_weights(one: nn.Module, other: nn.Module) -> None:
