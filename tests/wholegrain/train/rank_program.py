@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from wholegrain.errors import ConfigError
 from wholegrain.train.config import OptimConfig, RunConfig
+from wholegrain.train.divergence import RankDivergence
 from wholegrain.train.engine import Engine
 from wholegrain.train.loop import Stage, fit
 from wholegrain.train.open_run import open_run
@@ -70,6 +71,33 @@ def train(
     return {"weight": model.line.weight.tolist(), "validated": means, "buffers": buffers}
 
 
+def diverged(out: Path) -> list[str]:
+    """A bit of rank 1's weights flips before step 4; what is said, and which checkpoints are left.
+
+    Checkpoints are due after steps 2 and 4.
+    """
+    run = RunConfig(steps=STEPS, batch_size=BATCH, save_every=2)
+    engine = Engine(run)
+    torch.manual_seed(0)
+    model = Line(norm=False)
+
+    def batches(start: int, stop: int) -> Iterator[Tensor]:
+        for part in range(start, stop):
+            if part == 3 and engine.rank == 1:
+                model.line.weight.data.view(torch.int32)[0, 0] ^= 1
+            yield torch.ones(BATCH // engine.world, FEATURES)
+
+    stage = Stage(name="line", module=model, model=model, batches=batches)
+    try:
+        with open_run(out, run, engine) as folder:
+            fit(stage, run, OptimConfig(lr=0.1, warmup=0), engine, folder)
+    except RankDivergence as error:
+        engine.wait()
+        left = sorted(path.name for path in (out / "checkpoints").iterdir())
+        return [str(error.exit_status), str(error), *left]
+    return []
+
+
 def main(out: Path) -> None:
     """Runs the cases and writes what this rank saw."""
     found: dict[str, Any] = {"plain": train(out / "plain", 1), "parts": train(out / "parts", 2)}
@@ -77,6 +105,7 @@ def main(out: Path) -> None:
     for stage in (1, 3):
         file = Path(__file__).parents[3] / f"configs/deepspeed/zero{stage}.json"
         found[f"zero{stage}"] = train(out / f"zero{stage}", 2, deepspeed=str(file))
+    found["diverged"] = diverged(out / "diverged")
     engine = Engine(RunConfig(batch_size=BATCH))
     found["any"] = [engine.any(engine.rank == 1), engine.any(False)]
     found["mean"] = engine.mean({"a": float(engine.rank), "b": 3.0})

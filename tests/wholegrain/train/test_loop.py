@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from wholegrain.errors import CheckpointError, WholegrainError
 from wholegrain.train import checkpoint
-from wholegrain.train.config import RunConfig
+from wholegrain.train.config import OutlierConfig, RunConfig
 from wholegrain.train.dry_run import timed_steps
 from wholegrain.train.engine import Engine
 from wholegrain.train.journal import tag
@@ -199,6 +199,37 @@ def test_too_many_lost_steps_stop_the_run_and_name_the_last_good_checkpoint(toy:
     assert "not finite for 4 updates in a row" in str(caught.value)
     assert str(run.out / "checkpoints" / "step_000008") in str(caught.value)
     assert metrics(run.out)[-1]["step"] == 9
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_spike_is_flagged_and_left_out_where_that_is_asked_for(toy: Toy, skip: bool) -> None:
+    def weights_after(steps: int, spoiled: int | None) -> dict[str, Tensor]:
+        outliers = OutlierConfig(window=8, skip=skip)
+        settings = RunConfig(steps=12, batch_size=8, log_every=4, outliers=outliers, save_every=1)
+        run = toy(f"{steps}-{spoiled}", run=settings)
+        run.spoil = lambda part, inputs: inputs + 1e4 * (part == spoiled)
+        run.at_part = killing_at(steps, die)
+        with pytest.raises(Killed):
+            run.fit()
+        found = checkpoint.latest(run.out)
+        assert found is not None
+        model = run.stage().model
+        found.load(model)
+        return model.state_dict()
+
+    before, after = weights_after(9, 9), weights_after(10, 9)
+    moved = not torch.equal(before["line.weight"], after["line.weight"])
+    assert moved == (not skip)
+    assert torch.equal(before["norm.running_mean"], after["norm.running_mean"]) == skip
+    run = toy("whole", run=RunConfig(steps=12, batch_size=8, log_every=4))
+    run.run = RunConfig(steps=12, batch_size=8, log_every=4, outliers=OutlierConfig(8.0, 8, skip))
+    run.spoil = lambda part, inputs: inputs + 1e4 * (part == 9)
+    run.fit()
+    lines = metrics(run.out)
+    (flagged,) = [line for line in lines if "outlier_gradient_norm" in line]
+    assert flagged["step"] == 10 and flagged["outlier_gradient_norm"] > 0
+    assert [line["outliers"] for line in lines if "outliers" in line] == [0, 0, 0.25]
+    assert [line["skipped"] for line in lines if "skipped" in line] == [0, 0, 0]
 
 
 def test_lost_steps_that_do_not_follow_each_other_do_not_stop_a_run(toy: Toy) -> None:
