@@ -34,7 +34,7 @@ demo: setup
 
 # Two files at a time, one thread each: threads that compete cost more than they bring.
 test: setup
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: setup
 	$(PY) -m ruff check .

@@ -61,7 +61,7 @@ def check_stage(arguments: list[str]) -> None:
     config = arguments[arguments.index("--config") + 1]
     assert config == "FILE" or (REPOSITORY / config).exists(), config
     flags = {a.partition("=")[0] for a in arguments if a.startswith("--")}
-    for flag in flags - {"--config", "--dry-run", "--print-config", "--world-size", "--out"}:
+    for flag in flags - {"--config", "--dry-run", "--print-config", "--world-size", "--out", "--init"}:
         assert "." in flag, f"{flag} is neither a flag nor an override"
 
 
