@@ -61,7 +61,8 @@ def check_stage(arguments: list[str]) -> None:
     config = arguments[arguments.index("--config") + 1]
     assert config == "FILE" or (REPOSITORY / config).exists(), config
     flags = {a.partition("=")[0] for a in arguments if a.startswith("--")}
-    for flag in flags - {"--config", "--dry-run", "--print-config", "--world-size", "--out", "--init"}:
+    plain = {"--config", "--dry-run", "--print-config", "--world-size", "--out", "--init"}
+    for flag in flags - plain:
         assert "." in flag, f"{flag} is neither a flag nor an override"
 
 
