@@ -269,7 +269,7 @@ def _initialise(module: Autocast, optimizer: Optimizer, settings: DeepSpeedSetti
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        alone = dist.HashStore()  # type: ignore[attr-defined]
+        alone = dist.HashStore()
         dist.init_process_group(backend, store=alone, rank=0, world_size=1)
     os.environ.setdefault("LOCAL_RANK", "0")
     # A kernel that only inference uses, and that DeepSpeed would compile here for half a minute.
