@@ -43,6 +43,7 @@ def start(world: int, cases: Sequence[Case], folder: Path) -> Ranks:
     )
     assert done.returncode == 0, done.stdout[-6000:]
     assert "eepSpeed" not in done.stdout, "DeepSpeed is to say nothing that we do not"
+    # Written a moment ago by the ranks that were started above, into a folder of this test.
     return [torch.load(folder / f"rank-{rank}.pt", weights_only=False) for rank in range(world)]
 
 
