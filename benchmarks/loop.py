@@ -4,8 +4,10 @@
 
 Both sides take the same batches through the same module with the same optimizer, in turn, in one
 process: the bare one forward, backward and update; the other all of `fit`, with meters, journal,
-guards and votes. Its checkpoints are measured apart: how long a save stops the steps, and how much
-slower they are while its files are written.
+guards and votes. Two runs differ by more than the loop costs on a machine that others use as well,
+so on a CPU, where a call returns when its work is done, the loop's own time is also taken within
+its run: that of a step without its forward, backward and update. Checkpoints are measured apart:
+how long a save stops the steps, and how much slower they are while its files are written.
 """
 
 from __future__ import annotations
@@ -16,13 +18,14 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from io import StringIO
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -39,6 +42,7 @@ from wholegrain.train.engine import Engine
 from wholegrain.train.loop import Stage, fit, make_trainer
 from wholegrain.train.meters import Averages
 from wholegrain.train.open_run import OpenRun, open_run
+from wholegrain.train.optim import Optimizer
 from wholegrain.train.run_folder import CONFIG
 
 EVERY = 500
@@ -53,20 +57,41 @@ class Clocked:
     def __init__(self, batches: Sequence[ConceptBatch], device: torch.device) -> None:
         self._batches, self._device = batches, device
         self.asked: list[float] = []
+        self.inside: list[float] = []
+        """Seconds in what a bare step calls as well, up to each request."""
+        self._spent = 0.0
 
     def __call__(self, start: int, stop: int) -> Iterator[ConceptBatch]:
         """The batches `start` .. `stop` - 1, over and over the same few."""
-        self.asked = []
+        self.asked, self.inside, self._spent = [], [], 0.0
         for number in range(start, stop):
             if number in {start, stop - 1} and self._device.type == "cuda":
                 torch.cuda.synchronize(self._device)  # the ends of what is timed, nothing between
             self.asked.append(time.perf_counter())
+            self.inside.append(self._spent)
             yield self._batches[number % len(self._batches)]
 
     def seconds_a_step(self) -> float:
         """Mean from the end of the warm-up to the last request."""
         steps = len(self.asked) - 1 - _WARM_UP
         return (self.asked[-1] - self.asked[_WARM_UP]) / steps
+
+    def own_share(self) -> float:
+        """What a step takes beside forward, backward and update, as a share of these."""
+        inside = self.inside[-1] - self.inside[_WARM_UP]
+        return (self.asked[-1] - self.asked[_WARM_UP]) / inside - 1
+
+    def counted(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        """The same call, its time counted as that of a bare step."""
+
+        def run(*args: Any, **options: Any) -> Any:
+            begun = time.perf_counter()
+            try:
+                return call(*args, **options)
+            finally:
+                self._spent += time.perf_counter() - begun
+
+        return run
 
 
 class Case:
@@ -116,6 +141,12 @@ class Case:
             redirect_stdout(quiet),
             redirect_stderr(quiet),
             open_run(folder, run, self.engine) as opened,
+            patch.object(self.module, "forward", self.batches.counted(self.module.forward)),
+            patch.object(self.engine, "backward", self.batches.counted(self.engine.backward)),
+            patch.object(Optimizer, "step", _method(self.batches.counted, Optimizer.step)),
+            patch.object(
+                Optimizer, "begin_step", _method(self.batches.counted, Optimizer.begin_step)
+            ),
         ):
             fit(self._stage(), run, _OPTIM, self.engine, OpenRun(opened.out, None, opened.check))
         return self.batches.seconds_a_step()
@@ -124,13 +155,21 @@ class Case:
         return Stage("loop", self.module, self.model, self.batches, work=self.work)
 
 
+def _method(
+    counted: Callable[..., Callable[..., Any]], method: Callable[..., Any]
+) -> Callable[..., Any]:
+    """A method of a class that is counted on every object."""
+    return lambda *args, **options: counted(method)(*args, **options)
+
+
 def overhead(case: Case, steps: int, rounds: int) -> Facts:
     """Bare and looped steps in turn."""
-    bare, looped = [], []
+    bare, looped, own = [], [], []
     with tempfile.TemporaryDirectory() as folder:
         for number in range(rounds):
             bare.append(case.bare(steps))
             looped.append(case.looped(steps, Path(folder, str(number))))
+            own.append(case.batches.own_share())
     ratios = [one / other for one, other in zip(looped, bare, strict=True)]
     return {
         "steps": steps,
@@ -139,6 +178,8 @@ def overhead(case: Case, steps: int, rounds: int) -> Facts:
         "looped_seconds": statistics.median(looped),
         "ratios": ratios,
         "added_share": statistics.median(ratios) - 1,
+        "own_shares": own,
+        "own_share": statistics.median(own) if case.engine.device.type == "cpu" else None,
     }
 
 
@@ -190,6 +231,10 @@ def measure(options: argparse.Namespace) -> Facts:
     return found
 
 
+def _percent(share: float | None) -> str:
+    return "not known on this device:" if share is None else f"{share:.2%}"
+
+
 def described(size: str, row: Facts) -> str:
     """A few lines to read."""
     cost, saved = row["overhead"], row["checkpoint"]
@@ -199,6 +244,7 @@ def described(size: str, row: Facts) -> str:
         f"  step     bare {bare:.4f} s, in the loop {looped:.4f} s: "
         f"{cost['added_share']:+.2%} (rounds {min(cost['ratios']) - 1:+.2%} to "
         f"{max(cost['ratios']) - 1:+.2%})\n"
+        f"  own      {_percent(cost['own_share'])} of forward, backward and update\n"
         f"  save     stops {saved['background_seconds']:.2f} s (the first "
         f"{saved['background_first_seconds']:.2f} s), without a thread "
         f"{saved['waiting_seconds']:.2f} s; steps beside it lose "

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from wholegrain.train.network import Collective, Kind, Network, one_level
-from wholegrain.train.plan import Gather, Work, make_plan
+from wholegrain.train.plan import Gather, PlannedRun, make_plan
 
 Facts = Mapping[str, Any]
 
@@ -87,7 +87,7 @@ def features(measured: Facts) -> str:
 def exchange(case: Facts, network: Network, ranks: int) -> float:
     """Seconds that the model gives the exchanges of a step; nothing hides where the cores that
     exchange are those that compute."""
-    work = Work(case["parameters"], case["parameters"], 1, case["batch_size"], ranks)
+    work = PlannedRun(case["parameters"], case["parameters"], 1, case["batch_size"], ranks)
     gather = Gather(case["concepts"], case["embed_dim"], scatters=False)
     return network.step(make_plan(work, None, gather).traffic, ranks, backward=0.0).total
 
@@ -121,7 +121,7 @@ def saved(measured: Facts) -> str:
     small, *_ = measured["checkpoints"]
     rate = small["bytes"] / small["seconds"]
     for each in measured["checkpoints"]:
-        planned = make_plan(Work(each["parameters"], each["parameters"], 1, 1, 1)).checkpoint
+        planned = make_plan(PlannedRun(each["parameters"], each["parameters"], 1, 1, 1)).checkpoint
         modelled = planned / rate
         rows.append(
             [

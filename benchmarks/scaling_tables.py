@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.scaling_here import HERE, table
 from benchmarks.scaling_recipes import Recipe, recipe
 from wholegrain.train.network import A100, EFFICIENCY, ETHERNET, H100, Network, StepTime
-from wholegrain.train.plan import Plan, Work, Zero, make_plan, memory_of
+from wholegrain.train.plan import Plan, PlannedRun, Zero, make_plan, memory_of
 
 Rows = list[Sequence[str]]
 Facts = Mapping[str, Any]
@@ -84,10 +84,10 @@ def _bound(make: Callable[[Facts], str], measured: Facts) -> Callable[[], str]:
     return lambda: make(measured)
 
 
-def work_of(parameters: float, world: int, batch_size: int | None = None) -> Work:
+def work_of(parameters: float, world: int, batch_size: int | None = None) -> PlannedRun:
     """A run in bf16 on so many ranks."""
     count = round(parameters)
-    return Work(count, count, 1, batch_size or world, world, precision="bf16")
+    return PlannedRun(count, count, 1, batch_size or world, world, precision="bf16")
 
 
 def plan_for(chosen: Recipe, world: int, batch_size: int, stage: int = 0) -> Plan:

@@ -33,8 +33,9 @@ from wholegrain.train.engine import Engine
 from wholegrain.train.journal import METRICS
 from wholegrain.train.loop import Stage, fit
 from wholegrain.train.meters import SkippedSamples
-from wholegrain.train.open_run import OpenRun, open_run
+from wholegrain.train.open_run import OpenRun
 from wholegrain.train.plan import check_world
+from wholegrain.train.program import run_stage
 from wholegrain.train.run_folder import environment, prepare_run_folder
 from wholegrain.train.speed import prepare_model
 from wholegrain.train.updates import ExtraUpdates
@@ -48,16 +49,7 @@ _ORIGIN = {
 
 def pretrain(command: Command[PretrainConfig]) -> int:
     """Trains, validates, releases and reports."""
-    engine = Engine(command.config.run)
-    if command.dry_run:
-        plan = plan_run(command, engine)
-        if engine.is_main:
-            print(plan)
-    else:
-        with open_run(Path(command.config.out), command.config.run, engine) as folder:
-            train(command, engine, folder)
-    engine.close()
-    return 0
+    return run_stage(command, plan_run, train)
 
 
 def train(command: Command[PretrainConfig], engine: Engine, folder: OpenRun) -> None:

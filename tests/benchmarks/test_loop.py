@@ -17,6 +17,7 @@ def test_it_measures_the_tiny_model(tmp_path: Path, capsys: pytest.CaptureFixtur
     row = found["tiny"]
     cost, saved = row["overhead"], row["checkpoint"]
     assert row["batch_size"] == 4 and cost["rounds"] == len(cost["ratios"]) == 2
+    assert len(cost["own_shares"]) == 2 and 0 < cost["own_share"] < 1
     assert cost["bare_seconds"] > 0 and cost["looped_seconds"] > 0
     assert saved["background_stall_share"] == pytest.approx(
         saved["background_seconds"] / (500 * cost["bare_seconds"])
@@ -31,3 +32,14 @@ def test_a_step_is_timed_from_the_end_of_the_warm_up() -> None:
     clocked = loop.Clocked([], torch.device("cpu"))
     clocked.asked = [0.0, 5.0, 6.0, 7.0, 8.5]
     assert clocked.seconds_a_step() == pytest.approx(1.25)
+
+
+def test_the_loops_own_share_is_what_a_bare_step_does_not_call() -> None:
+    import torch
+
+    clocked = loop.Clocked([], torch.device("cpu"))
+    clocked.asked, clocked.inside = [0.0, 5.0, 6.0, 7.0, 8.5], [0.0, 4.5, 5.0, 5.9, 7.0]
+    assert clocked.own_share() == pytest.approx(2.5 / 2.0 - 1)
+    slow = clocked.counted(lambda: sum(range(100_000)))
+    assert slow() == sum(range(100_000))
+    assert clocked._spent > 0

@@ -136,7 +136,7 @@ class Gather:
 
 
 @dataclass(frozen=True)
-class Work:
+class PlannedRun:
     """What is trained, and on how many ranks."""
 
     parameters: int
@@ -192,7 +192,7 @@ class Memory:
 class Plan:
     """A run before it runs."""
 
-    work: Work
+    work: PlannedRun
     zero: Zero
     memory: tuple[Memory, ...]
     """By stage, 0 to 3."""
@@ -244,7 +244,7 @@ def check_world(counts: Mapping[str, int], accumulation: int, world: int) -> Non
 
 
 def make_plan(
-    work: Work,
+    work: PlannedRun,
     zero: Zero | None = None,
     gather: Gather | None = None,
     activations: int | None = None,
@@ -303,7 +303,7 @@ def plan_of(
         here: ranks that took those steps, with the same settings.
     """
     sizes = [(each.numel(), each.requires_grad) for each in module.parameters()]
-    work = Work(
+    work = PlannedRun(
         parameters=sum(size for size, _ in sizes),
         trained=sum(size for size, trained in sizes if trained),
         steps=run.steps,
@@ -319,7 +319,7 @@ def plan_of(
 
 
 def memory_of(
-    work: Work, zero: Zero, stage: int, gathered: int = 0, activations: int | None = None
+    work: PlannedRun, zero: Zero, stage: int, gathered: int = 0, activations: int | None = None
 ) -> Memory:
     """Bytes of a rank at a stage, with the buckets of `zero` (whose own stage is not read)."""
     ranks, trained = work.world, work.trained
@@ -344,7 +344,7 @@ def memory_of(
     return Memory(stage, weights, gradients, buckets, optimizer, copies, gathered, activations)
 
 
-def weight_traffic(work: Work, zero: Zero) -> list[Collective]:
+def weight_traffic(work: PlannedRun, zero: Zero) -> list[Collective]:
     """Exchanges of gradients and weights in a step.
 
     Stage 0 sums gradients once an update (2 (N - 1) / N x 4 bytes a parameter). Stages 1 and 2 then
@@ -373,7 +373,7 @@ def weight_traffic(work: Work, zero: Zero) -> list[Collective]:
     ]
 
 
-def activation_bytes(growth: int, work: Work, zero: Zero) -> int:
+def activation_bytes(growth: int, work: PlannedRun, zero: Zero) -> int:
     """Activations, and scratch, of one rank's part: at least what they are, at most the gradients
     more. Both do not peak together, and a plan must not promise room that is not there.
 

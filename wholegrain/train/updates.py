@@ -138,5 +138,9 @@ class Trainer:
 def seed_update(seed: int, step: int, rank: int, name: str = "") -> None:
     """Makes an update's randomness (dropout, negatives) a function of seed, step, rank and kind."""
     key = f"{seed}/{step}/{rank}" + (f"/{name}" if name else "")
-    digest = hashlib.blake2b(key.encode(), digest_size=7).digest()
-    torch.manual_seed(int.from_bytes(digest, "little"))
+    digest = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=7).digest(), "little")
+    # `torch.manual_seed` also notes, with its caller's whole stack, what to seed once other kinds
+    # of device come to life; that takes as long as a small model's update.
+    torch.default_generator.manual_seed(digest)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(digest)

@@ -16,7 +16,7 @@ from wholegrain.train.plan import (
     Gather,
     Memory,
     Plan,
-    Work,
+    PlannedRun,
     Zero,
     activation_bytes,
     check_world,
@@ -28,7 +28,7 @@ from wholegrain.train.plan import (
 from wholegrain.train.step_memory import StepMemory
 
 MILLION = 10**6
-WORK = Work(MILLION, MILLION, steps=10, batch_size=64, world=8)
+WORK = PlannedRun(MILLION, MILLION, steps=10, batch_size=64, world=8)
 SMALL = Zero(stage=1, bucket=100_000, prefetch=50_000)
 
 
@@ -50,7 +50,7 @@ def test_memory_by_stage_by_hand() -> None:
 
 
 def test_one_rank_shares_nothing() -> None:
-    plan = make_plan(Work(MILLION, MILLION, 10, 64, world=1), gather=Gather(50, 128))
+    plan = make_plan(PlannedRun(MILLION, MILLION, 10, 64, world=1), gather=Gather(50, 128))
     assert plan.memory[0].states == 16 * MILLION
     assert plan.memory[0].gathered == 0 and plan.traffic == () and plan.sent() == 0
     shown = plan_lines(plan)
@@ -59,7 +59,7 @@ def test_one_rank_shares_nothing() -> None:
 
 
 def test_frozen_weights_have_no_gradient_and_no_moments() -> None:
-    work = Work(MILLION, MILLION // 4, 10, 64, world=4)
+    work = PlannedRun(MILLION, MILLION // 4, 10, 64, world=4)
     plain = make_plan(work).memory[0]
     assert (plain.weights, plain.gradients, plain.optimizer) == (4 * MILLION, MILLION, 2 * MILLION)
     assert make_plan(work, Zero(3)).memory[3].weights == MILLION
@@ -67,14 +67,14 @@ def test_frozen_weights_have_no_gradient_and_no_moments() -> None:
 
 
 def test_autocast_keeps_copies_and_overlap_a_second_bucket() -> None:
-    half = Work(MILLION, MILLION, 10, 64, world=8, precision="bf16")
+    half = PlannedRun(MILLION, MILLION, 10, 64, world=8, precision="bf16")
     assert [each.copies for each in make_plan(half, SMALL).memory] == [2 * MILLION] * 3 + [200_000]
     overlapping = Zero(stage=1, bucket=100_000, overlaps=True)
     assert make_plan(WORK, overlapping).memory[1].buckets == 800_000
 
 
 def test_the_stages_that_fit() -> None:
-    work = Work(3 * 10**9, 3 * 10**9, 10, 64, world=64)
+    work = PlannedRun(3 * 10**9, 3 * 10**9, 10, 64, world=64)
     plan = make_plan(work, Zero(1, bucket=50 * MILLION), activations=10 * 2**30)
     # 48, 25, 12.8 and 1.4 GB of states; 11 GB of activations.
     assert plan.fitting(80 * 2**30) == [0, 1, 2, 3]
@@ -97,7 +97,7 @@ def test_gradients_by_stage_by_hand() -> None:
 
 
 def test_parts_of_a_batch_cost_stages_2_and_3_exchanges() -> None:
-    parts = Work(MILLION, MILLION, 10, 64, world=8, accumulation=4)
+    parts = PlannedRun(MILLION, MILLION, 10, 64, world=8, accumulation=4)
     for stage, factor in ((0, 1.0), (1, 1.0), (2, (4 * 2 + 1) / 3), (3, 4.0)):
         once = sum(each.sent(8) for each in weight_traffic(WORK, Zero(stage)))
         often = sum(each.sent(8) for each in weight_traffic(parts, Zero(stage)))
@@ -105,7 +105,7 @@ def test_parts_of_a_batch_cost_stages_2_and_3_exchanges() -> None:
 
 
 def test_updates_before_steps_cost_exchanges_of_their_own() -> None:
-    more = Work(MILLION, MILLION, 10, 64, world=8, updates=1.5)
+    more = PlannedRun(MILLION, MILLION, 10, 64, world=8, updates=1.5)
     gather = Gather(10, 16)
     plain, often = make_plan(WORK, gather=gather), make_plan(more, gather=gather)
     assert named(often)["gradients"].sent(8) == 1.5 * named(plain)["gradients"].sent(8)
@@ -187,7 +187,7 @@ def test_a_world_that_cannot_share_the_batch_names_those_that_can() -> None:
     for world in (1, 2, 768):
         check_world(counts, 1, world)
     with pytest.raises(ConfigError, match=r"run\.batch_size 64"):
-        make_plan(Work(10, 10, 1, 64, world=7))
+        make_plan(PlannedRun(10, 10, 1, 64, world=7))
 
 
 def test_deepspeed_s_settings_are_read_with_its_defaults() -> None:
@@ -220,7 +220,7 @@ def test_checkpoint_by_rank() -> None:
 
 
 def test_the_lines_say_what_matters() -> None:
-    work = Work(3 * 10**9, 3 * 10**9, 1000, 1024, world=64)
+    work = PlannedRun(3 * 10**9, 3 * 10**9, 1000, 1024, world=64)
     text = plan_lines(
         make_plan(work, Zero(1), Gather(32, 256), activations=2**30), device=40 * 2**30
     )
@@ -262,7 +262,7 @@ def test_a_real_step_holds_what_the_plan_says() -> None:
     if held[1] is None:
         pytest.skip("this system lets no process reset its high-water mark")
     numbers = 2 * 3000 * 3001
-    planned = make_plan(Work(numbers, numbers, 1, 4, world=1)).memory[0]
+    planned = make_plan(PlannedRun(numbers, numbers, 1, 4, world=1)).memory[0]
     # The weights were there before.
     assert held[1] == pytest.approx(planned.states - planned.weights, rel=0.15)
 
