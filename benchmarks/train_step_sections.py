@@ -310,6 +310,6 @@ def _one_by_one(grounder: Grounder, photo: Any, texts: Sequence[str]) -> list[to
     for text in texts:
         ids, mask = grounder.tokenizer.encode_batch([text], grounder.max_tokens)
         ids, mask = ids.to(device), mask.to(device)
-        prediction, _ = model.ground_encoded(features, model.encode_text(ids, mask), mask, row)
+        prediction, _, _ = model.ground_encoded(features, model.read_texts(ids, mask), row)
         boxes.append(prediction.boxes.cpu())
     return boxes

@@ -9,7 +9,7 @@ from wholegrain.data.augment import AugmentConfig
 from wholegrain.data.skips import SkipPolicy
 from wholegrain.data.storage import StorageConfig
 from wholegrain.errors import ConfigError
-from wholegrain.model.config import BoxHeadConfig, MmcaConfig, ModelConfig
+from wholegrain.model.config import AdapterConfig, BoxHeadConfig, FusionConfig, ModelConfig
 from wholegrain.train.config import OptimConfig, RunConfig
 
 
@@ -69,6 +69,14 @@ class BoxLossConfig:
     """Of 1 - generalized IoU."""
     vote: float = Field(default=0.5, ge=0)
     """Of the patch votes, where the head has them."""
+    quality: float = Field(default=0.5, ge=0)
+    """Of the cross entropy of the expected IoU, where the head tells one; the box does not feel
+    it."""
+    budget: float = Field(default=0.0, ge=0)
+    """Of the squared distance of the share of patches read from `budget_share`, where the fusion
+    selects patches."""
+    budget_share: float = Field(default=0.65, gt=0, le=1)
+    """Share of the patches of the finer scales that the budget pulls towards."""
 
 
 @config
@@ -87,8 +95,10 @@ class FinetuneConfig:
     """Pieces learnt, where neither `init` nor `tokenizer` is given."""
     box_head: BoxHeadConfig | None = None
     """A fresh head of this kind; null keeps the pretrained one."""
-    adapter: MmcaConfig | None = None
-    """Adapters to attach; null attaches none."""
+    fusion: FusionConfig | None = None
+    """A fresh way of fusing text and image, with a fresh head; null keeps the pretrained one."""
+    adapters: tuple[AdapterConfig, ...] = ()
+    """Adapters to attach, one of a kind."""
     train_host: bool = True
     """Whether the pretrained parts train too, or only head and adapters."""
     loss: BoxLossConfig = Field(default_factory=BoxLossConfig)

@@ -43,15 +43,21 @@ class GroundingModule(nn.Module):
         model = self.model
         ids, mask, _, _ = batch.padded()
         images = model.normalise_images(batch.images)
-        states = model.encode_text(ids, mask)
-        features, rows = model.encode_for_texts(images, states, mask, batch.concept_image)
-        prediction, _ = model.ground_encoded(features, states, mask, rows)
+        texts = model.read_texts(ids, mask)
+        features, rows = model.encode_for_texts(images, texts, batch.concept_image)
+        fused = model.fuse_texts(features, texts, rows)
+        prediction = model.answer(fused, features, rows)
         target = batch.concept_box
         terms = grounding_losses(prediction, target, getattr(model.box_head, "centres", None))
-        losses = {f"box_{name}": term.mean() for name, term in terms.items()}
-        weights = {"box_l1": self.weights.l1, "box_giou": self.weights.giou}
-        weights["box_vote"] = self.weights.vote
+        per_text = {name: term.reshape(len(term), -1).sum(dim=1) for name, term in terms.items()}
+        losses = {f"box_{name}": term.mean() for name, term in per_text.items()}
+        weights = {f"box_{name}": getattr(self.weights, name) for name in terms}
         loss = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
+        if self.weights.budget and fused.gates is not None:
+            losses["budget"] = (fused.gates.mean() - self.weights.budget_share).square()
+            loss = loss + self.weights.budget * losses["budget"]
+        if fused.kept is not None:
+            losses["kept"] = fused.kept.detach().mean()
         overlap = iou(cxcywh_to_xyxy(prediction.boxes.detach()), cxcywh_to_xyxy(target))
         return {**losses, "acc@0.5": (overlap >= 0.5).float().mean(), "loss": loss}
 

@@ -19,8 +19,9 @@ from wholegrain.config import dump_config
 from wholegrain.data.corpus import Corpus
 from wholegrain.data.decode import decode_image
 from wholegrain.data.leak_audit import release_extras
+from wholegrain.hub.additions import save_additions
 from wholegrain.hub.card import Card
-from wholegrain.hub.release import save_release
+from wholegrain.hub.release import CHECKSUMS, save_release
 from wholegrain.model.multigrain import MultiGrainModel
 from wholegrain.report import Case, Cell, Estimate, Report, ResultTable, write_report
 from wholegrain.text import Tokenizer
@@ -102,6 +103,7 @@ def publish(outcome: Outcome, out: Path, world: int) -> None:
         extras={"max_tokens": config.data.max_tokens, **release_extras(outcome.leak_audit)},
         overwrite=True,
     )
+    _publish_additions(outcome, out)
     cases: dict[str, list[Case]] = {}
     for split, measured in outcome.results.items():
         cases |= cases_of(split, measured[MODEL], outcome.splits[split])
@@ -115,6 +117,20 @@ def publish(outcome: Outcome, out: Path, world: int) -> None:
         environment=environment(world),
     )
     write_report(out / "report.html", report)
+
+
+def _publish_additions(outcome: Outcome, out: Path) -> None:
+    """Where only additions to a release were learnt, they are kept by themselves as well."""
+    config = outcome.command.config
+    if config.train_host or config.init is None or not (Path(config.init) / CHECKSUMS).exists():
+        return
+    save_additions(
+        out / "additions",
+        outcome.model,
+        config.init,
+        extras={"max_tokens": config.data.max_tokens, **release_extras(outcome.leak_audit)},
+        overwrite=True,
+    )
 
 
 def result_table(split: str, measured: Mapping[str, Evaluation], command: str) -> ResultTable:

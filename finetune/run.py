@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from finetune.config import CorpusConfig, FinetuneConfig
 from finetune.evaluation import evaluate
@@ -26,23 +25,15 @@ from wholegrain.train.dry_run import timed_steps
 from wholegrain.train.engine import Engine
 from wholegrain.train.loop import Stage, fit
 from wholegrain.train.meters import SkippedSamples
-from wholegrain.train.open_run import OpenRun, open_run
+from wholegrain.train.open_run import OpenRun
+from wholegrain.train.program import run_stage
 from wholegrain.train.run_folder import prepare_run_folder
 from wholegrain.train.speed import prepare_model
 
 
 def finetune(command: Command[FinetuneConfig]) -> int:
     """Trains, evaluates every split exactly once an expression, releases and reports."""
-    engine = Engine(command.config.run)
-    if command.dry_run:
-        plan = plan_run(command, engine)
-        if engine.is_main:
-            print(plan)
-    else:
-        with open_run(Path(command.config.out), command.config.run, engine) as folder:
-            train(command, engine, folder)
-    engine.close()
-    return 0
+    return run_stage(command, plan_run, train)
 
 
 def train(command: Command[FinetuneConfig], engine: Engine, folder: OpenRun) -> None:
@@ -152,7 +143,7 @@ def grounding_stage(
             "config.json": json.dumps(to_dict(model.config), indent=1),
             "tokenizer.json": tokenizer.to_json(),
         },
-        adapters=list(model.adapter.parameters()) if model.adapter else [],
+        adapters=list(model.adapters.parameters()),
         work=GroundingWork(model, engine.device),
         skipped=SkippedSamples(ledgers).take,
         config=to_dict(config),

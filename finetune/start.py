@@ -10,11 +10,10 @@ from pathlib import Path
 import torch
 
 from finetune.config import FinetuneConfig
-from wholegrain.config import from_dict
 from wholegrain.data.corpus import Corpus
 from wholegrain.errors import ConfigError
-from wholegrain.hub.release import CHECKSUMS, load_release
-from wholegrain.model.config import ModelConfig
+from wholegrain.hub.release import CHECKSUMS, load_release, model_config
+from wholegrain.model.grounding_reach import unreached
 from wholegrain.model.multigrain import MultiGrainModel
 from wholegrain.text import Tokenizer
 from wholegrain.train import checkpoint
@@ -35,10 +34,12 @@ def starting_model(config: FinetuneConfig, corpus: Corpus) -> tuple[MultiGrainMo
         tokenizer = _tokenizer(config, corpus)
         text = dataclasses.replace(config.model.text, vocab_size=tokenizer.vocab_size)
         model = MultiGrainModel(dataclasses.replace(config.model, text=text))
-    if config.box_head is not None:
+    if config.fusion is not None:
+        model.new_fusion(config.fusion, config.box_head)
+    elif config.box_head is not None:
         model.new_box_head(config.box_head)
-    if config.adapter is not None:
-        model.add_adapter(config.adapter)
+    for adapter in config.adapters:
+        model.add_adapter(adapter)
     _freeze(model, config.train_host)
     return model, tokenizer
 
@@ -59,8 +60,7 @@ def _pretrained(folder: Path) -> tuple[MultiGrainModel, Tokenizer]:
             f"init: {found.folder} is not whole: {problem}; give another run or a release"
         )
     described = json.loads((found.folder / "config.json").read_text(encoding="utf-8"))
-    model_config = from_dict(ModelConfig, described, where=str(found.folder / "config.json"))
-    model = MultiGrainModel(model_config)
+    model = MultiGrainModel(model_config(described, where=str(found.folder / "config.json")))
     found.load(model)
     return model, Tokenizer.load(found.folder / "tokenizer.json")
 
@@ -80,17 +80,12 @@ def _texts(corpus: Corpus) -> Iterator[str]:
 
 
 def _freeze(model: MultiGrainModel, train_host: bool) -> None:
-    """Stops what the box loss does not reach, and the host where only additions shall train."""
+    """Stops what no box depends on, and the host where only additions shall train."""
     model.requires_grad_(train_host)
-    for part in (
-        model.image_projection,
-        model.text_projection,
-        model.match_head,
-        model.masked_language_head,
-    ):
-        part.requires_grad_(False)
-    model.temperature.requires_grad_(False)
     model.box_head.requires_grad_(True)
-    if model.adapter is not None:
-        for parameter in model.adapter.parameters():
-            parameter.requires_grad_(True)
+    model.adapters.requires_grad_(True)
+    if model.fusion is not None:
+        model.fusion.requires_grad_(True)
+    parameters = dict(model.named_parameters())
+    for name in unreached(model):
+        parameters[name].requires_grad_(False)

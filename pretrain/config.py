@@ -209,6 +209,7 @@ class PretrainConfig:
     """Length, precision, reporting."""
 
     def __post_init__(self) -> None:
+        _check_pretrainable(self.model)
         parts = self.run.accumulation
         composition("data.train", self.data.train, "run.batch_size", self.run.batch_size, parts)
         regions = self.data.region_updates
@@ -239,3 +240,18 @@ def _check_parts(where: str, count: int, parts: int) -> None:
             f"{where} {count} does not divide into run.accumulation {parts} parts; make it a "
             "multiple"
         )
+
+
+def _check_pretrainable(model: ModelConfig) -> None:
+    """ConfigError for parts that only finetuning has."""
+    head = model.box_head.kind
+    for name, value, wanted, right in (
+        ("model.fusion", model.fusion.kind, "cross", model.fusion.kind == "cross"),
+        ("model.adapters", [a.kind for a in model.adapters], "none", not model.adapters),
+        ("model.box_head", head, "cls or patch", head in {"cls", "patch"}),
+    ):
+        if not right:
+            raise ConfigError(
+                f"{name} is {value}, which belongs to finetuning; pretrain with {wanted} and give "
+                "it to finetune/refcoco.py"
+            )

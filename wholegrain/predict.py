@@ -12,6 +12,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -22,12 +23,15 @@ from wholegrain.boxes import clip_xyxy, cxcywh_to_xyxy, denormalise
 from wholegrain.data.augment import squeeze, to_planes
 from wholegrain.data.decode import Decoded, decode_image
 from wholegrain.errors import DataError, ReleaseError, TextError
+from wholegrain.hub.additions import load_additions
 from wholegrain.hub.release import load_release
 from wholegrain.model.concepts import ImageFeatures, whole_images
+from wholegrain.model.grounding.records import TextStates
 from wholegrain.model.multigrain import MultiGrainModel
 from wholegrain.text import Tokenizer, normalise_text
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 Photo = str | Path | Image.Image | np.ndarray
 """A file, a PIL image, or uint8 RGB (H, W, 3)."""
@@ -49,17 +53,27 @@ class Grounding:
     """Probability, 0 to 1, that text and photo belong together."""
 
 
-def load(folder: Path | str, device: str | torch.device | None = None) -> Grounder:
+def load(
+    folder: Path | str,
+    device: str | torch.device | None = None,
+    additions: Path | str | None = None,
+) -> Grounder:
     """Loads a release, ready for use.
 
     Args:
         folder: the release; every file is checked against its checksum first.
         device: where to run; None takes a GPU if there is one.
+        additions: what finetuning added to this release, kept by itself
+            (`wholegrain.hub.additions`).
 
     Raises:
-        ReleaseError: a file is missing, altered or foreign, or the device is not there.
+        ReleaseError: a file is missing, altered or foreign, the additions belong to another
+            release, or the device is not there.
     """
-    model, tokenizer, info = load_release(folder)
+    if additions is None:
+        model, tokenizer, info = load_release(folder)
+    else:
+        model, tokenizer, info = load_additions(additions, folder)
     max_tokens = info.extras.get("max_tokens", DEFAULT_MAX_TOKENS)
     if not isinstance(max_tokens, int) or max_tokens < 2:
         raise ReleaseError(f"{folder}: extras.max_tokens is {max_tokens!r}; it must be at least 2")
@@ -89,7 +103,7 @@ class Grounder:
 
     @torch.inference_mode()
     def ground(self, image: Photo, texts: Sequence[str]) -> list[Grounding]:
-        """One box for each expression; the image is encoded once if the model allows it.
+        """One box for each expression; what does not depend on the text is computed once.
 
         Args:
             image: the photo.
@@ -99,25 +113,58 @@ class Grounder:
             TextError: an expression is empty.
             DataError: the photo cannot be read.
         """
-        texts = self._checked(texts)
-        if not texts:
-            return []
-        decoded = read_photo(image, self.model.config.vision.image_size)
-        pixels = self._pixels([decoded])
-        whole = None if self.model.image_depends_on_text else self.model.encode_images(pixels)
-        found: list[Grounding] = []
-        for part in _batches(texts, _TEXT_BATCH):
-            states, mask = self._encode(part)
-            rows = torch.zeros(len(part), dtype=torch.long, device=self.device)
-            features, rows = self._features(pixels, whole, states, mask, rows)
-            prediction, confidence = self.model.ground_encoded(features, states, mask, rows)
-            corners = denormalise(
-                cxcywh_to_xyxy(prediction.boxes.float().cpu()), decoded.width, decoded.height
+        return self._ground([image], [self._checked(texts)])[0]
+
+    @torch.inference_mode()
+    def ground_many(
+        self, images: Sequence[Photo], texts: Sequence[Sequence[str]]
+    ) -> list[list[Grounding]]:
+        """Boxes in several photos, photos and expressions in batches; as `ground` of each photo.
+
+        Args:
+            images: photos.
+            texts: the expressions of each photo, any number of them.
+
+        Returns:
+            One list a photo, in the order of its expressions.
+
+        Raises:
+            TextError: an expression is empty.
+            DataError: a photo cannot be read, or `texts` has not one entry a photo.
+        """
+        if len(texts) != len(images):
+            raise DataError(
+                f"texts has {len(texts)} entries for {len(images)} photos; give each one"
             )
-            boxes = clip_xyxy(corners, decoded.width, decoded.height).tolist()
-            scores = confidence.float().tolist()
-            for text, (left, top, right, bottom), score in zip(part, boxes, scores, strict=True):
-                found.append(Grounding(text, (left, top, right, bottom), score))
+        asked = [self._checked(some, f"texts[{row}]") for row, some in enumerate(texts)]
+        found: list[list[Grounding]] = []
+        for some in _batches(list(zip(images, asked, strict=True)), _IMAGE_BATCH):
+            found += self._ground([image for image, _ in some], [words for _, words in some])
+        return found
+
+    def _ground(self, images: Sequence[Photo], texts: list[list[str]]) -> list[list[Grounding]]:
+        """Of a batch of photos."""
+        pairs = [(row, text) for row, some in enumerate(texts) for text in some]
+        found: list[list[Grounding]] = [[] for _ in images]
+        if not pairs:
+            return found
+        size = self.model.config.vision.image_size
+        decoded = [read_photo(image, size) for image in images]
+        pixels = self._pixels(decoded)
+        with self.model.same_images():
+            whole = None if self.model.image_depends_on_text else self.model.see(pixels)
+            for part in _batches(pairs, _TEXT_BATCH):
+                image = torch.tensor([row for row, _ in part], device=self.device)
+                states = self._encode([text for _, text in part])
+                features, rows = self._features(pixels, whole, states, image)
+                prediction, scores, _ = self.model.ground_encoded(features, states, rows)
+                corners = cxcywh_to_xyxy(prediction.boxes.float().cpu())
+                answers = zip(part, corners, scores.float().tolist(), strict=True)
+                for (row, text), corner, score in answers:
+                    width, height = decoded[row].width, decoded[row].height
+                    box = clip_xyxy(denormalise(corner, width, height), width, height)
+                    left, top, right, bottom = box.tolist()
+                    found[row].append(Grounding(text, (left, top, right, bottom), score))
         return found
 
     @torch.inference_mode()
@@ -126,21 +173,30 @@ class Grounder:
 
         Every pair is a pass of the cross encoder; to search among many, compare the vectors of
         `embed_images` and `embed_texts` first.
+
+        Raises:
+            ReleaseError: the model was made for grounding alone and has no cross encoder.
         """
+        if not len(self.model.cross.layers):
+            raise ReleaseError(
+                "the model has no cross encoder (text.fusion_layer is text.layers), so it cannot "
+                "match; use `ground`, or another release"
+            )
         texts = self._checked(texts)
         photos = _as_list(images)
         scores = torch.zeros(len(photos), len(texts))
         if not texts:
             return scores
-        states, mask = self._encode(texts)
+        states = self._encode(texts)
         for first, pixels in self._image_batches(photos):
             whole = None if self.model.image_depends_on_text else self.model.encode_images(pixels)
             pairs = torch.cartesian_prod(torch.arange(len(pixels)), torch.arange(len(texts)))
             for some in pairs.to(self.device).split(_TEXT_BATCH):
                 row, text = some[:, 0], some[:, 1]
-                features, rows = self._features(pixels, whole, states[text], mask[text], row)
+                asked = states.take(text)
+                features, rows = self._features(pixels, whole, asked, row)
                 memory = self.model.memory(whole_images(features))
-                cls = self.model.fuse_cls(states[text], mask[text], memory, rows)
+                cls = self.model.fuse_cls(asked.states, asked.mask, memory, rows)
                 match = self.model.match_logits(cls).float().softmax(dim=-1)[:, 1]
                 scores[first + row.cpu(), text.cpu()] = match.cpu()
         return scores
@@ -159,34 +215,28 @@ class Grounder:
         """Unit vectors (texts, E)."""
         vectors = []
         for part in _batches(self._checked(texts), _TEXT_BATCH):
-            states, _ = self._encode(part)
-            vectors.append(self.model.text_vector(states[:, 0]).cpu())
+            vectors.append(self.model.text_vector(self._encode(part).states[:, 0]).cpu())
         return torch.cat(vectors) if vectors else torch.zeros(0, self.model.config.embed_dim)
 
     def _features(
-        self,
-        pixels: Tensor,
-        whole: ImageFeatures | None,
-        states: Tensor,
-        mask: Tensor,
-        image: Tensor,
+        self, pixels: Tensor, whole: ImageFeatures | None, texts: TextStates, image: Tensor
     ) -> tuple[ImageFeatures, Tensor]:
         """Features that these texts may read, and the row of them that each one reads."""
         if whole is not None:
             return whole, image
-        return self.model.encode_for_texts(pixels, states, mask, image)
+        return self.model.encode_for_texts(pixels, texts, image)
 
-    def _checked(self, texts: Sequence[str]) -> list[str]:
+    def _checked(self, texts: Sequence[str], where: str = "texts") -> list[str]:
         """The texts as a list, each with something to encode; warns of what will be lost."""
         texts = [texts] if isinstance(texts, str) else list(texts)
         for index, text in enumerate(texts):
             if not isinstance(text, str):
-                raise TextError(f"texts[{index}] is {text!r:.80}; give a string")
+                raise TextError(f"{where}[{index}] is {text!r:.80}; give a string")
             try:
                 words = normalise_text(text).split()
             except TextError as error:
-                raise TextError(f"texts[{index}]: {error}") from None
-            self._warn_of_loss(f"texts[{index}] ({text[:40]!r})", words)
+                raise TextError(f"{where}[{index}]: {error}") from None
+            self._warn_of_loss(f"{where}[{index}] ({text[:40]!r})", words)
         return texts
 
     def _warn_of_loss(self, where: str, words: list[str]) -> None:
@@ -209,11 +259,10 @@ class Grounder:
                 len(pieces[:read]),
             )
 
-    def _encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """States (T, L, D) and mask bool (T, L) of texts."""
+    def _encode(self, texts: Sequence[str]) -> TextStates:
+        """The texts, encoded."""
         ids, mask = self.tokenizer.encode_batch(texts, self.max_tokens)
-        mask = mask.to(self.device)
-        return self.model.encode_text(ids.to(self.device), mask), mask
+        return self.model.read_texts(ids.to(self.device), mask.to(self.device))
 
     def _image_batches(self, photos: Sequence[Photo]) -> Iterator[tuple[int, Tensor]]:
         """(number of the first photo, normalised pixels) of batches."""
@@ -289,6 +338,6 @@ def _as_list(images: Photo | Sequence[Photo]) -> list[Photo]:
     return list(images)
 
 
-def _batches(texts: Sequence[str], size: int) -> Iterator[Sequence[str]]:
-    for first in range(0, len(texts), size):
-        yield texts[first : first + size]
+def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    for first in range(0, len(items), size):
+        yield items[first : first + size]

@@ -56,7 +56,7 @@ def test_all_that_learns_takes_part(
 ) -> None:
     # On several ranks a parameter without a gradient would stop the run at its second step.
     model = tiny_finetune["model"] | ({"vision": VISION[vision]} if vision else {})
-    adapter = {"rank": 4, "embed_dim": 8, "gate_dim": 4, "blocks": 1, "condition": condition}
+    adapter = {"kind": "mmca", "rank": 4, "embed_dim": 8, "gate_dim": 4, "blocks": 1, "condition": condition}
     if vision == "swin" and head == "patch":
         model = model | {"vision": VISION["swin"] | {"image_size": 128, "window": 4}}
     module, losses = forward(
@@ -64,7 +64,7 @@ def test_all_that_learns_takes_part(
             tiny_finetune,
             model=model,
             box_head={"kind": head},
-            adapter=adapter if condition else None,
+            adapters=[adapter] if condition else [],
             train_host=train_host,
         )
     )

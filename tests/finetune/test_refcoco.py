@@ -36,7 +36,7 @@ def test_one_process_and_two_measure_the_same(
     changes = {
         "out": out,
         "init": str(pretrained.out),
-        "adapter": {"kind": "mmca", "rank": 4, "embed_dim": 8, "gate_dim": 4, "blocks": 1},
+        "adapters": [{"kind": "mmca", "rank": 4, "embed_dim": 8, "gate_dim": 4, "blocks": 1}],
         "data.evaluate": [{"path": path, "split": "val"}, {"path": path, "split": "test"}],
     }
     config = write_config(settings, changes)

@@ -51,7 +51,7 @@ def test_only_head_and_adapters_change_where_the_host_is_to_stay(
     settings: Settings, write_config: Write, pretrained: Any, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    changes = {"out": out, "train_host": False, "adapter": MMCA, "optim.adapter_lr_factor": 3.0}
+    changes = {"out": out, "train_host": False, "adapters": [MMCA], "optim.adapter_lr_factor": 3.0}
     assert main(["--config", str(write_config(settings, changes))]) == 0
     before = load_file(pretrained.out / "release" / "model.safetensors")
     after = load_file(out / "release" / "model.safetensors")
@@ -67,15 +67,14 @@ def test_only_head_and_adapters_change_where_the_host_is_to_stay(
 def test_adapters_have_a_rate_of_their_own(
     settings: Settings, write_config: Write, tmp_path: Path
 ) -> None:
-    changes = {"out": tmp_path, "adapter": MMCA, "optim.adapter_lr_factor": 3.0}
+    changes = {"out": tmp_path, "adapters": [MMCA], "optim.adapter_lr_factor": 3.0}
     config = load_config(FinetuneConfig, write_config(settings, changes))
     corpus = open_split(config.data.train)
     model, tokenizer = starting_model(config, corpus)
     stage = grounding_stage(config, corpus, model, tokenizer, Engine(config.run))
     optimizer = Optimizer(stage.module, config.optim, config.run.steps, stage.adapters)
     rate = optimizer.begin_step(1)
-    assert model.adapter is not None
-    adapters = {id(parameter) for parameter in model.adapter.parameters()}
+    adapters = {id(parameter) for parameter in model.adapters.parameters()}
     for group in optimizer.adamw.param_groups:
         inside = [id(parameter) in adapters for parameter in group["params"]]
         assert all(inside) or not any(inside)
@@ -88,7 +87,7 @@ def test_a_run_continues_and_is_then_only_published_again(
     settings: Settings, write_config: Write, tmp_path: Path
 ) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    changes = {"adapter": MMCA, "run.save_every": 2, "run.validate_every": 2}
+    changes = {"adapters": [MMCA], "run.save_every": 2, "run.validate_every": 2}
     changes["data.validation"] = settings["data"]["evaluate"][0]
     config = str(write_config(settings, changes))
     assert main(["--config", config, f"--out={whole}"]) == 0
@@ -143,8 +142,8 @@ def test_print_config(
         ("--data.evaluate=[{path: P, split: val}, {path: P, split: val}]", "2 entries are called"),
         ("--data.train={path: /nowhere}", "/nowhere"),
         ("--init=/nowhere", "init is '/nowhere'"),
-        ("--adapter.blocks=9", "adapter.blocks is 9"),
-        ("--adapterr=null", "unknown key 'adapterr'; did you mean 'adapter'"),
+        ("--adapters=[{kind: mmca, blocks: 9}]", "adapters.blocks is 9"),
+        ("--adapterss=null", "unknown key 'adapterss'; did you mean 'adapters'"),
         ("--train_host=perhaps", "'train_host' is 'perhaps'"),
         ("--run.batch_size=0", "'run.batch_size' is 0"),
     ],
@@ -157,7 +156,7 @@ def test_bad_input_is_named_and_leaves_nothing(
     override: str,
     message: str,
 ) -> None:
-    config = write_config(settings, {"out": tmp_path / "run", "adapter": MMCA})
+    config = write_config(settings, {"out": tmp_path / "run", "adapters": [MMCA]})
     override = override.replace("path: P", f"path: {settings['data']['train']['path']}")
     assert run_cli(main, ["--config", str(config), override]) == 2
     assert message in capsys.readouterr().err

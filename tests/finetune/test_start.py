@@ -43,7 +43,7 @@ def learning(model: nn.Module) -> set[str]:
 
 def host_of(model: MultiGrainModel) -> dict[str, torch.Tensor]:
     """The host's parameters and buffers under the names that they have without adapters."""
-    added = {id(p) for p in model.adapter.parameters()} if model.adapter else set()
+    added = {id(p) for p in model.adapters.parameters()}
     named = [*model.named_parameters(), *model.named_buffers()]
     return {n.replace("host.", ""): t.detach() for n, t in named if id(t) not in added}
 
@@ -111,8 +111,8 @@ def test_adapters_leave_the_host_as_it_is_at_the_start(
 ) -> None:
     init = pretrained.out / "release"
     plain, tokenizer = started(tiny_finetune, init)
-    adapted, _ = started(tiny_finetune, init, adapter=MMCA)
-    assert adapted.config.adapter is not None
+    adapted, _ = started(tiny_finetune, init, adapters=[MMCA])
+    assert adapted.config.adapters
     found, expected = host_of(adapted), host_of(plain)
     assert found.keys() == expected.keys()
     for name, value in expected.items():
@@ -142,9 +142,8 @@ def test_without_the_host_only_head_and_adapters_learn(tiny_finetune: Settings) 
     model, _ = started(tiny_finetune, train_host=False)
     head = {f"box_head.{name}" for name, _ in model.box_head.named_parameters()}
     assert learning(model) == head
-    model, _ = started(tiny_finetune, train_host=False, adapter=MMCA)
-    assert model.adapter is not None
-    adapters = {id(p) for p in model.adapter.parameters()}
+    model, _ = started(tiny_finetune, train_host=False, adapters=[MMCA])
+    adapters = {id(p) for p in model.adapters.parameters()}
     assert adapters
     named = dict(model.named_parameters())
     assert learning(model) == head | {n for n, p in named.items() if id(p) in adapters}

@@ -79,3 +79,19 @@ def test_defaults_are_xvlms_objectives() -> None:
 def test_clashes(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         from_dict(PretrainConfig, settings)
+
+
+@pytest.mark.parametrize(
+    ("model", "match"),
+    [
+        ({"adapters": [{"kind": "mmca"}]}, r"model.adapters is \['mmca'\].*belongs to finetuning"),
+        ({"box_head": {"kind": "mlp"}}, "model.box_head is mlp.*pretrain with cls or patch"),
+        (
+            {"fusion": {"kind": "ca2m"}, "box_head": {"kind": "mlp"}},
+            "model.fusion is ca2m.*pretrain with cross",
+        ),
+    ],
+)
+def test_parts_of_finetuning_are_refused(model: dict[str, Any], match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        from_dict(PretrainConfig, {"data": {"train": [{"path": "c"}]}, "model": model})

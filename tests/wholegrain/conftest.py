@@ -36,7 +36,7 @@ def small_config() -> Callable[[MmcaConfig | None], ModelConfig]:
                 max_positions=40,
             ),
             embed_dim=8,
-            adapter=adapter,
+            adapters=(adapter,) if adapter else (),
         )
 
     return make

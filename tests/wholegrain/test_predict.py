@@ -236,3 +236,40 @@ def test_real_photos(plain: Grounder, real_data: Path) -> None:
         for one in plain.ground(photo, TEXTS):
             left, top, right, bottom = one.box
             assert 0 <= left <= right <= width and 0 <= top <= bottom <= height
+
+
+@pytest.mark.parametrize("kind", ["plain", "adapted"])
+def test_many_photos_are_as_each_by_itself(kind: str, request: pytest.FixtureRequest) -> None:
+    """Different numbers of expressions, none among them, and more of both than fit in a batch."""
+    model: Grounder = request.getfixturevalue(kind)
+    photos = [noise(30 + row, 20 + row, row) for row in range(18)]
+    texts = [[f"dog {letter}" for letter in "abcdefghij"[: row % 7]] for row in range(18)]
+    found = model.ground_many(photos, texts)
+    assert [len(some) for some in found] == [row % 7 for row in range(18)]
+    for row in (0, 6, 13, 17):
+        for one, alone in zip(found[row], model.ground(photos[row], texts[row]), strict=True):
+            assert one.text == alone.text
+            assert one.box == pytest.approx(alone.box, abs=1e-3)
+            assert one.score == pytest.approx(alone.score, abs=1e-5)
+
+
+def test_what_the_texts_do_not_reach_is_computed_once(make: Callable[..., Grounder]) -> None:
+    """MMCA in the last block: the blocks before it see each image once, however many texts."""
+    model = make(MMCA)
+    first, last = (block for block in model.model.vision.blocks())
+    calls: dict[str, list[int]] = {"first": [], "last": []}
+    first.register_forward_hook(lambda _m, given, _o: calls["first"].append(len(given[0])))
+    last.attn.register_forward_hook(lambda _m, given, _o: calls["last"].append(len(given[0])))
+    inner: list[int] = []
+    first.attn.register_forward_hook(lambda _m, given, _o: inner.append(len(given[0])))
+    model.ground(noise(60, 40), ["dog"] * 150)
+    assert inner == [1]
+    assert calls["last"] == [64, 64, 22]
+
+
+def test_many_photos_need_as_many_lists(plain: Grounder) -> None:
+    with pytest.raises(DataError, match="texts has 1 entries for 2 photos"):
+        plain.ground_many([noise(9, 9), noise(9, 9)], [["dog"]])
+    with pytest.raises(TextError, match=r"texts\[1\]\[0\]"):
+        plain.ground_many([noise(9, 9), noise(9, 9)], [["dog"], [" "]])
+    assert plain.ground_many([], []) == []

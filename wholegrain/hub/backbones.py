@@ -131,7 +131,7 @@ def load_backbones(
             model is then as it was.
         ConfigError: the model carries adapters, or an image encoder that no layout describes.
     """
-    if model.adapter is not None:
+    if model.adapters:
         raise ConfigError("the model has adapters; load its backbones first, then attach them")
     expected = distinct(model.state_dict())
     fitted = []

@@ -104,7 +104,8 @@ def _facts(model: MultiGrainModel) -> str:
         f"{config.text.layers - config.text.fusion_layer} layers of {config.text.hidden_size}",
         "Word pieces": f"{config.text.vocab_size:,}",
         "Box head": config.box_head.kind,
-        "Adapter": "none" if config.adapter is None else config.adapter.kind,
+        "Fusion": config.fusion.kind,
+        "Adapters": ", ".join(adapter.kind for adapter in config.adapters) or "none",
     }
     return "\n".join(["| | |", "|---|---|", *(f"| {k} | {_line(v)} |" for k, v in rows.items())])
 

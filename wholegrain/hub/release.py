@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -120,7 +120,7 @@ def read_info(folder: Path | str) -> ReleaseInfo:
     folder = Path(folder)
     sums = verify_release(folder)
     path = folder / CONFIG
-    described = _read_json(path)
+    described = read_json(path)
     if described.get("format") != FORMAT:
         raise ReleaseError(
             f"{path}: format is {described.get('format')!r}, this version reads {FORMAT}; "
@@ -130,10 +130,26 @@ def read_info(folder: Path | str) -> ReleaseInfo:
     if unknown or not isinstance(described.get("extras", {}), dict):
         raise ReleaseError(f"{path}: unknown or malformed keys {unknown or ['extras']}; update")
     try:
-        config = from_dict(ModelConfig, described.get("model") or {}, where=f"{path}: model")
+        config = model_config(described.get("model") or {}, where=f"{path}: model")
     except ConfigError as error:
         raise ReleaseError(str(error)) from error
     return ReleaseInfo(folder, config, described.get("extras", {}), sums)
+
+
+def model_config(described: Mapping[str, Any], where: str) -> ModelConfig:
+    """The configuration of a model that was kept, also by versions before this one.
+
+    Raises:
+        ConfigError: it cannot be read, or its adapters are of a kind that is no more.
+    """
+    described = dict(described)
+    # Until adapters had hooks, a model had one at most, inside the host's own modules.
+    if described.pop("adapter", None) is not None:
+        raise ConfigError(
+            f"{where}: its adapters are of an earlier version, whose names have changed; finetune "
+            "again with `adapters`"
+        )
+    return from_dict(ModelConfig, described, where=where)
 
 
 def verify_release(folder: Path) -> dict[str, str]:
@@ -142,14 +158,19 @@ def verify_release(folder: Path) -> dict[str, str]:
     Raises:
         ReleaseError: no release, or one with a missing or altered file.
     """
+    return read_checksums(folder, FILES)
+
+
+def read_checksums(folder: Path, files: Sequence[str]) -> dict[str, str]:
+    """As `verify_release`, of a folder with these files."""
     if not folder.is_dir():
         raise ReleaseError(f"{folder}: no such release folder; check the path")
     if not (folder / CHECKSUMS).is_file():
         raise ReleaseError(f"{folder / CHECKSUMS}: missing; {_remedy(folder)}")
-    sums = _read_json(folder / CHECKSUMS).get("sha256")
+    sums = read_json(folder / CHECKSUMS).get("sha256")
     if not isinstance(sums, dict):
         raise ReleaseError(f"{folder / CHECKSUMS}: sha256 is {sums!r:.80}; fetch it again")
-    for name in FILES:
+    for name in files:
         path = folder / name
         if name not in sums:
             raise ReleaseError(f"{folder / CHECKSUMS}: sha256 lacks {name}; fetch it again")
@@ -160,7 +181,7 @@ def verify_release(folder: Path) -> dict[str, str]:
                 f"{path}: altered or damaged, its sha256 is not that of {CHECKSUMS}; "
                 "fetch it again from where the release came"
             )
-    return {name: str(sums[name]) for name in FILES}
+    return {name: str(sums[name]) for name in files}
 
 
 def _remedy(folder: Path) -> str:
@@ -178,7 +199,12 @@ def _check_vocabulary(folder: Path, config: ModelConfig, tokenizer: Tokenizer) -
         )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of bounded size.
+
+    Raises:
+        ReleaseError: it cannot be read, or holds something else.
+    """
     try:
         if path.stat().st_size > _MAX_JSON_BYTES:
             raise ReleaseError(f"{path}: over {_MAX_JSON_BYTES >> 20} MiB; fetch it again")

@@ -118,8 +118,10 @@ def published_state(state: Mapping[str, Tensor], config: ModelConfig) -> dict[st
         )
     if not isinstance(config.box_head, ClsBoxHead):
         raise _cannot(f"its box head is of kind {config.box_head.kind!r}, X-VLM's is 'cls'")
-    if config.adapter is not None:
+    if config.adapters:
         raise _cannot("it has adapters, for which X-VLM has no place")
+    if config.fusion.kind != "cross":
+        raise _cannot(f"its fusion is `{config.fusion.kind}`, for which X-VLM has no place")
     clip = isinstance(vision, VitVision) and vision.clip
     theirs = to_xvlm(state, config.text.fusion_layer, clip)
     theirs.update({second: theirs[first] for second, first in TIED.items()})

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch.utils.checkpoint import checkpoint
 
 from wholegrain.errors import ConfigError
+from wholegrain.model.adapters.condition import Condition
 from wholegrain.model.cross import CrossLayer
+from wholegrain.model.grounding.scan import ScanFormer
 from wholegrain.model.multigrain import MultiGrainModel
 from wholegrain.model.text import TextLayer
 from wholegrain.model.vision import VitEncoder
@@ -32,22 +35,29 @@ def checkpoint_blocks(model: MultiGrainModel) -> None:
             "swin or vit); set it to false for this one"
         )
     for block in blocks:
-        _recompute(block, "forward")
+        _recompute(block, "forward", model.condition)
     if isinstance(model.vision, VitEncoder):
         model.vision.recompute_local = True
+    if isinstance(model.fusion, ScanFormer):
+        _recompute(model.fusion, "run_block", model.condition)
     for layer in model.modules():
         if isinstance(layer, CrossLayer):
-            _recompute(layer, "fuse")
+            _recompute(layer, "fuse", model.condition)
         elif isinstance(layer, TextLayer):
-            _recompute(layer, "forward")
+            _recompute(layer, "forward", model.condition)
 
 
-def _recompute(module: Any, method: str) -> None:
+def _recompute(module: Any, method: str, condition: Condition) -> None:
     run: Callable[..., Any] = getattr(module, method)
 
     def recomputed(*args: Any, **options: Any) -> Any:
         if not torch.is_grad_enabled() or not module.training:
             return run(*args, **options)
-        return checkpoint(run, *args, use_reentrant=False, **options)
+
+        def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+            # By the time of the backward pass the condition of adapters is over.
+            return nullcontext(), condition.again()
+
+        return checkpoint(run, *args, use_reentrant=False, context_fn=contexts, **options)
 
     setattr(module, method, recomputed)

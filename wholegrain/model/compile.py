@@ -31,7 +31,7 @@ def compile_blocks(model: MultiGrainModel, backend: str = "inductor") -> None:
         backend: of torch.compile.
     """
     torch._dynamo.config.recompile_limit = max(_PROGRAMS, torch._dynamo.config.recompile_limit)
-    for block in model.vision.blocks():
+    for block in _blocks_of_images(model):
         # Fixed shapes: stages differ in theirs, and as symbols they would take minutes to solve.
         _compile(block, "forward", backend, dynamic=False)
     for layer in model.modules():
@@ -40,6 +40,14 @@ def compile_blocks(model: MultiGrainModel, backend: str = "inductor") -> None:
             _compile(layer.attention_residual, "forward", backend, dynamic=True)
             if hasattr(layer, "cross_residual"):
                 _compile(layer.cross_residual, "forward", backend, dynamic=True)
+
+
+def _blocks_of_images(model: MultiGrainModel) -> list[Any]:
+    """Blocks that run once an image; of texts, which others run for, a batch has any number."""
+    blocks = model.vision.blocks()
+    for adapter in model.text_adapters:
+        blocks = blocks[: adapter.untouched_blocks]
+    return blocks
 
 
 def _compile(module: Any, method: str, backend: str, dynamic: bool) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from wholegrain.model.indexing import take
+from wholegrain.model.memory import Memory
 
 
 @dataclass
@@ -24,6 +25,10 @@ class ImageFeatures:
     """Feature maps (I, C_s, H_s, W_s) of the stages, finest first, where the encoder has them."""
     before_local: Tensor | None = None
     """(I, 1 + P, D) tokens that enter the local-attention blocks, where regions have some."""
+    pixel_mask: Tensor | None = None
+    """bool (I, H, W) of pixels that are photo rather than padding; None where all are."""
+    memory: Memory | None = None
+    """Keys and values of the whole images for the cross encoder, once somebody asked for them."""
 
 
 @dataclass

@@ -8,13 +8,12 @@ from pydantic import Field
 
 from wholegrain.config import config
 from wholegrain.errors import ConfigError
+from wholegrain.model.adapter_config import MmcaConfig
+from wholegrain.model.config_checks import divides
+from wholegrain.model.fusion_config import Ca2mFusion, CrossFusion, ScanFusion
 
-
-def _divides(name: str, value: int, part_name: str, part: int) -> None:
-    if part < 1 or value % part:
-        raise ConfigError(
-            f"{name} is {value}, which is no multiple of {part_name} {part}; change one of them"
-        )
+# What a model is made of is imported from here, wherever it is written.
+__all__ = ["Ca2mFusion", "CrossFusion", "MmcaConfig", "ScanFusion"]
 
 
 @config
@@ -43,9 +42,9 @@ class SwinVision:
                 f"vision.depths is {self.depths} and vision.heads {self.heads}; "
                 "give each stage one positive number in both"
             )
-        _divides("vision.image_size", self.image_size, "final patch", self.final_patch)
+        divides("vision.image_size", self.image_size, "final patch", self.final_patch)
         for stage, heads in enumerate(self.heads):
-            _divides(f"stage {stage}'s width", self.embed_dim * 2**stage, "heads", heads)
+            divides(f"stage {stage}'s width", self.embed_dim * 2**stage, "heads", heads)
 
     @property
     def final_patch(self) -> int:
@@ -81,8 +80,8 @@ class VitVision:
     """Stochastic depth of the last block."""
 
     def __post_init__(self) -> None:
-        _divides("vision.image_size", self.image_size, "vision.patch_size", self.patch_size)
-        _divides("vision.width", self.width, "vision.heads", self.heads)
+        divides("vision.image_size", self.image_size, "vision.patch_size", self.patch_size)
+        divides("vision.width", self.width, "vision.heads", self.heads)
         if self.local_layers > self.depth:
             raise ConfigError(
                 f"vision.local_layers is {self.local_layers}, more than the {self.depth} blocks; "
@@ -133,9 +132,9 @@ class DetrVision:
     """Further arguments of the timm model, such as ``{channels: [4, 8, 16, 32]}``."""
 
     def __post_init__(self) -> None:
-        _divides("vision.image_size", self.image_size, "the network's stride", self.stride)
-        _divides("vision.width", self.width, "vision.heads", self.heads)
-        _divides("vision.width", self.width, "the sine positions' group", 4)
+        divides("vision.image_size", self.image_size, "the network's stride", self.stride)
+        divides("vision.width", self.width, "vision.heads", self.heads)
+        divides("vision.width", self.width, "the sine positions' group", 4)
 
     @property
     def stride(self) -> int:
@@ -159,7 +158,8 @@ class TextConfig:
     layers: int = 12
     """Layers in all."""
     fusion_layer: int = 6
-    """First layer with cross-attention to the image."""
+    """First layer with cross-attention to the image, counted from 0; `layers` for none, where
+    `fusion` is another than `cross`."""
     heads: int = Field(default=12, gt=0)
     """Attention heads."""
     intermediate_size: int = Field(default=3072, gt=0)
@@ -176,12 +176,12 @@ class TextConfig:
     """Epsilon of the layer norms."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.fusion_layer < self.layers:
+        if not 0 < self.fusion_layer <= self.layers:
             raise ConfigError(
                 f"text.fusion_layer is {self.fusion_layer} of {self.layers} layers; "
-                "leave at least one layer on each side"
+                "leave at least one layer below it"
             )
-        _divides("text.hidden_size", self.hidden_size, "text.heads", self.heads)
+        divides("text.hidden_size", self.hidden_size, "text.heads", self.heads)
 
 
 @config
@@ -200,32 +200,26 @@ class PatchBoxHead:
     """Channels of the joint text-patch features."""
 
 
-BoxHeadConfig = Annotated[ClsBoxHead | PatchBoxHead, Field(discriminator="kind")]
-
-
 @config
-class MmcaConfig:
-    """Multimodal conditional adapters on the image encoder (MMCA)."""
+class MlpBoxHead:
+    """Linear layers with ReLU on the fused vector, then a sigmoid: the head of the one-paper
+    grounding methods. Beside the box it says how well it expects the box to fit.
+    """
 
-    kind: Literal["mmca"] = "mmca"
-    rank: int = Field(default=64, gt=0)
-    """Rank-1 terms of an update."""
-    embed_dim: int = Field(default=128, gt=0)
-    """Channels of the multimodal embedding that the coefficients come from."""
-    gate_dim: int = Field(default=32, gt=0)
-    """Hidden channels of the gate."""
-    blocks: int = Field(default=2, gt=0)
-    """How many of the image encoder's last blocks (stages, if convolutional) are adapted."""
-    sites: tuple[Literal["query", "key", "value", "mlp"], ...] = ("query", "key")
-    """Which projections of an adapted block receive an update; convolutions have their own."""
-    condition: Literal["both", "text", "image"] = "both"
-    """What the coefficients depend on; `text` and `image` are the ablations."""
+    kind: Literal["mlp"] = "mlp"
+    layers: int = Field(default=3, gt=0)
+    """Linear layers."""
+    width: int | None = Field(default=None, gt=0)
+    """Hidden channels; null takes those of the fused vector."""
 
-    def __post_init__(self) -> None:
-        if not self.sites or len(set(self.sites)) < len(self.sites):
-            raise ConfigError(
-                f"adapter.sites is {list(self.sites)}; name each place once, and at least one"
-            )
+
+BoxHeadConfig = Annotated[ClsBoxHead | PatchBoxHead | MlpBoxHead, Field(discriminator="kind")]
+
+
+AdapterConfig = Annotated[MmcaConfig, Field(discriminator="kind")]
+
+
+FusionConfig = Annotated[CrossFusion | Ca2mFusion | ScanFusion, Field(discriminator="kind")]
 
 
 @config
@@ -245,8 +239,25 @@ class ModelConfig:
     temperature of 0.1); null for the softmax form, which has none."""
     box_head: BoxHeadConfig = Field(default_factory=ClsBoxHead)
     """How a box is read from the fused text and the image."""
-    adapter: MmcaConfig | None = None
-    """Adapters attached for finetuning; none in pretraining."""
+    fusion: FusionConfig = Field(default_factory=CrossFusion)
+    """How text and image become the vector that a box is read from; pretraining has `cross`."""
+    adapters: tuple[AdapterConfig, ...] = ()
+    """Adapters attached for finetuning, one of a kind; none in pretraining."""
+
+    def __post_init__(self) -> None:
+        if self.text.fusion_layer == self.text.layers and isinstance(self.fusion, CrossFusion):
+            raise ConfigError(
+                f"text.fusion_layer is {self.text.fusion_layer} of {self.text.layers} layers, "
+                "which leaves none to fuse the image; lower it, or choose another fusion"
+            )
+        if isinstance(self.box_head, ClsBoxHead) and not isinstance(self.fusion, CrossFusion):
+            raise ConfigError(
+                f"box_head is `cls`, whose score comes from the cross encoder's matching; fusion "
+                f"`{self.fusion.kind}` needs `mlp` or `patch`"
+            )
+        kinds = [adapter.kind for adapter in self.adapters]
+        if len(set(kinds)) < len(kinds):
+            raise ConfigError(f"adapters are of the kinds {kinds}; give one of each kind")
 
     @classmethod
     def base(cls) -> ModelConfig:

@@ -141,6 +141,9 @@ class DetrEncoder(VisionEncoder):
             states = layer(states, positions)
         return ImageFeatures(states.mean(dim=1), states, grid, pyramid)
 
+    def blocks(self) -> list[nn.Module]:
+        return list(self.layers)
+
 
 def _resnet(config: DetrVision) -> Any:
     import timm

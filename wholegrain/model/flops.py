@@ -22,7 +22,15 @@ from typing import NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from wholegrain.model.config import ClsBoxHead, ModelConfig, SwinVision, TextConfig, VitVision
+from wholegrain.errors import ConfigError
+from wholegrain.model.config import (
+    ClsBoxHead,
+    ModelConfig,
+    PatchBoxHead,
+    SwinVision,
+    TextConfig,
+    VitVision,
+)
 from wholegrain.model.vision import build_vision
 
 
@@ -353,6 +361,8 @@ def _heads(
     head = config.box_head
     if isinstance(head, ClsBoxHead):
         return flops + product(boxes, hidden, 2 * hidden) + product(boxes, 2 * hidden, 4)
+    if not isinstance(head, PatchBoxHead):
+        raise ConfigError(f"model.box_head is {head.kind!r}, which pretraining does not have")
     flops += product(boxes, hidden, 2 * head.width)
     flops += product(searched * patches, width, 2 * head.width)
     flops += product(boxes * patches, head.width, head.width)

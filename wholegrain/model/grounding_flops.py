@@ -9,13 +9,15 @@ few say it of every batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from wholegrain.model.concepts import ImageFeatures, whole_images
+from wholegrain.model.grounding.records import TextStates
+from wholegrain.model.grounding_reach import blank_images, blank_text, valueless_twin
 from wholegrain.model.multigrain import MultiGrainModel
 
 
@@ -30,11 +32,7 @@ class GroundingCost:
     """
 
     def __init__(self, model: MultiGrainModel) -> None:
-        with torch.device("meta"):
-            twin = MultiGrainModel(model.config).eval()
-        learns = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-        for name, parameter in twin.named_parameters():
-            parameter.requires_grad_(learns[name])
+        twin = valueless_twin(model)
         one, both = (_encoding(twin, images) for images in (1, 2))
         more = _reading(twin, images=2, tokens=2)
         two, three, four = (_reading(twin, images=1, tokens=tokens) for tokens in (2, 3, 4))
@@ -57,48 +55,43 @@ class GroundingCost:
 
 def _encoding(model: MultiGrainModel, images: int) -> int:
     """Of some images, the first of which one text is about."""
-    side, learns = model.config.vision.image_size, _learns(model.text)
-    pixels = torch.zeros(images, 3, side, side, device="meta")
-    # No product depends on how many tokens an adapter takes the mean of.
-    states = _zeros(learns, 1, 1, model.config.text.hidden_size)
-    mask = torch.ones(1, 1, dtype=torch.bool, device="meta")
     first = torch.zeros(1, dtype=torch.long, device="meta")
+    # No product depends on how many tokens an adapter takes the mean of.
+    texts = _detached(blank_text(model, 1))
 
     def work() -> tuple[Tensor, ...]:
-        features, _ = model.encode_for_texts(pixels, states, mask, first)
-        return features.cls, features.patches
+        features, _ = model.encode_for_texts(blank_images(model, images), texts, first)
+        return features.cls, features.patches, *features.pyramid
 
     return _counted(work)
 
 
 def _reading(model: MultiGrainModel, images: int, tokens: int) -> int:
     """Of one text and encoded images, the first of which it is about."""
-    rows, learns = 1 if model.image_depends_on_text else images, _learns(model.vision)
-    height, width = model.vision.grid
-    features = ImageFeatures(
-        cls=_zeros(learns, rows, model.vision.width),
-        patches=_zeros(learns, rows, height * width, model.vision.width),
-        grid=model.vision.grid,
-    )
-    ids = torch.zeros(1, tokens, dtype=torch.long, device="meta")
-    mask = torch.ones(1, tokens, dtype=torch.bool, device="meta")
     first = torch.zeros(1, dtype=torch.long, device="meta")
+    pixels = blank_images(model, 1 if model.image_depends_on_text else images)
+    seen, _ = model.encode_for_texts(pixels, blank_text(model, 1), first)
+    seen.cls, seen.patches = _leaf(seen.cls), _leaf(seen.patches)
+    seen.pyramid = tuple(_leaf(part) for part in seen.pyramid)
 
     def work() -> tuple[Tensor | None, ...]:
-        states = model.encode_text(ids, mask)
-        fused = model.fuse_cls(states, mask, model.memory(whole_images(features)), first)
-        found = model.predict_boxes(fused, features, first)
-        return found.boxes, found.votes, found.proposals
+        texts = blank_text(model, tokens)
+        fused = model.fuse_texts(replace(seen), texts, first)
+        found = model.answer(fused, seen, first)
+        others = (scale.boxes for scale in found.by_scale[:-1])
+        return found.boxes, found.votes, found.proposals, found.quality, fused.gates, *others
 
     return _counted(work)
 
 
-def _learns(part: nn.Module) -> bool:
-    return any(parameter.requires_grad for parameter in part.parameters())
+def _detached(texts: TextStates) -> TextStates:
+    layers = tuple(_leaf(states) for states in texts.layers)
+    return TextStates(layers[-1], texts.mask, layers)
 
 
-def _zeros(learns: bool, *shape: int) -> Tensor:
-    return torch.zeros(shape, device="meta", requires_grad=learns)
+def _leaf(states: Tensor) -> Tensor:
+    """The same, as if given: it asks for a gradient where what it came from learns."""
+    return states.detach().requires_grad_(states.requires_grad)
 
 
 def _counted(work: Callable[[], Sequence[Tensor | None]]) -> int:

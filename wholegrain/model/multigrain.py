@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -10,12 +11,27 @@ from torch.nn import functional as F
 
 from wholegrain.boxes import box_mask
 from wholegrain.errors import ConfigError
-from wholegrain.model.adapters.mmca import Mmca, attach_mmca
+from wholegrain.model.adapters.attach import build_adapter
+from wholegrain.model.adapters.base import Adapter
+from wholegrain.model.adapters.condition import Condition
+from wholegrain.model.adapters.mma_pair import PairedAdapter
+from wholegrain.model.adapters.prefix import computed_once
 from wholegrain.model.attention import PredictionHead, init_bert
 from wholegrain.model.concepts import ImageFeatures, Shown, VisualConcepts, whole_images
-from wholegrain.model.config import BoxHeadConfig, MmcaConfig, ModelConfig
+from wholegrain.model.config import (
+    AdapterConfig,
+    BoxHeadConfig,
+    ClsBoxHead,
+    CrossFusion,
+    FusionConfig,
+    MlpBoxHead,
+    ModelConfig,
+)
 from wholegrain.model.cross import CrossEncoder
-from wholegrain.model.grounding.box_head import BoxPrediction, build_box_head
+from wholegrain.model.grounding.box_head import BoxPrediction, ScaleHeads, build_box_head
+from wholegrain.model.grounding.build import build_fusion
+from wholegrain.model.grounding.fusion import Fused, Fusion
+from wholegrain.model.grounding.records import TextStates
 from wholegrain.model.indexing import take
 from wholegrain.model.memory import Memory
 from wholegrain.model.packing import Chosen, Packing
@@ -46,33 +62,96 @@ class MultiGrainModel(nn.Module):
         self.masked_language_head = MaskedLanguageHead(config.text)
         for part in (self.text, self.cross, self.masked_language_head):
             init_bert(part)
-        self.box_head = build_box_head(config.box_head, width, self.vision.width, self.vision.grid)
+        self.condition = Condition()
+        self.fusion = self._fusion(config.fusion)
+        self.box_head = self._head(config.box_head)
         # Last, so that a host with and without adapters starts from the same random draws.
-        self.adapter: Mmca | None = None
-        if config.adapter is not None:
-            self.adapter = attach_mmca(self, config.adapter)
+        self.adapters = nn.ModuleDict()
+        for adapter in config.adapters:
+            self.adapters[adapter.kind] = build_adapter(self, adapter)
+        self._connect()
 
-    def add_adapter(self, adapter: MmcaConfig) -> None:
-        """Attaches adapters to a host that has its weights already.
+    def _connect(self) -> None:
+        """A fusion that runs blocks itself does without their hooks, and asks their adapters."""
+        if self.fusion is not None:
+            adapters = self.adapters.values()
+            self.fusion.beside = [each for each in adapters if isinstance(each, PairedAdapter)]
+
+    def _fusion(self, config: FusionConfig) -> Fusion | None:
+        return build_fusion(config, self.vision, self.config.text)
+
+    def _head(self, config: BoxHeadConfig) -> nn.Module:
+        return build_box_head(
+            config, self.fused_width, self.vision.width, self.vision.grid, self.scales
+        )
+
+    @property
+    def fused_width(self) -> int:
+        """Channels of the vectors that boxes are read from."""
+        return self.config.text.hidden_size if self.fusion is None else self.fusion.width
+
+    @property
+    def scales(self) -> int:
+        """Vectors, and so boxes, that a text gets."""
+        return 1 if self.fusion is None else self.fusion.scales
+
+    def add_adapter(self, adapter: AdapterConfig) -> None:
+        """Attaches an adapter to a host that has its weights already.
 
         Raises:
-            ConfigError: there are some already, or the image encoder cannot carry them.
+            ConfigError: there is one of its kind already, or the host cannot carry it.
         """
-        if self.adapter is not None:
-            raise ConfigError("the model has adapters already; start from its host's release")
-        self.adapter = attach_mmca(self, adapter)
-        self.config = replace(self.config, adapter=adapter)
+        if adapter.kind in self.adapters:
+            raise ConfigError(
+                f"the model has adapters of kind {adapter.kind!r} already; start from its host's "
+                "release"
+            )
+        config = replace(self.config, adapters=(*self.config.adapters, adapter))
+        self.adapters[adapter.kind] = build_adapter(self, adapter)
+        self._connect()
+        self.config = config
+
+    def new_fusion(self, fusion: FusionConfig, head: BoxHeadConfig | None = None) -> None:
+        """Replaces the way of fusing by a fresh one, and the box head, which reads it, likewise.
+
+        Args:
+            fusion: the new way.
+            head: of the boxes; None takes one of the kind that there is, or `mlp` where that is
+                `cls`, which goes with the cross encoder.
+
+        Raises:
+            ConfigError: the image or text encoder lacks what it needs.
+        """
+        kept = self.config.box_head
+        foreign = isinstance(kept, ClsBoxHead) and not isinstance(fusion, CrossFusion)
+        config = replace(
+            self.config, fusion=fusion, box_head=head or (MlpBoxHead() if foreign else kept)
+        )
+        fresh = self._fusion(fusion)
+        self.fusion, self.config = fresh, config
+        self._connect()
+        self.box_head = self._head(config.box_head)
 
     def new_box_head(self, head: BoxHeadConfig) -> None:
         """Replaces the box head by a fresh one."""
-        width = self.config.text.hidden_size
-        self.box_head = build_box_head(head, width, self.vision.width, self.vision.grid)
-        self.config = replace(self.config, box_head=head)
+        config = replace(self.config, box_head=head)
+        self.box_head = self._head(head)
+        self.config = config
+
+    @property
+    def text_adapters(self) -> list[Adapter]:
+        """The adapters by which an image's pass depends on the text."""
+        found = [a for a in self.adapters.values() if isinstance(a, Adapter)]
+        return [adapter for adapter in found if adapter.needs_text and adapter.enabled]
 
     @property
     def image_depends_on_text(self) -> bool:
         """Whether an image must be encoded again for each text."""
-        return self.adapter is not None
+        return bool(self.text_adapters) and not self._fusion_runs_blocks
+
+    @property
+    def _fusion_runs_blocks(self) -> bool:
+        return self.fusion is not None and self.fusion.image_per_text
 
     # --- encoders -------------------------------------------------------------------------------
 
@@ -171,39 +250,127 @@ class MultiGrainModel(nn.Module):
 
     # --- grounding ------------------------------------------------------------------------------
 
-    def ground_encoded(
-        self, features: ImageFeatures, states: Tensor, mask: Tensor, image: Tensor
-    ) -> tuple[BoxPrediction, Tensor]:
-        """Boxes of encoded texts in encoded images.
+    def read_texts(self, ids: Tensor, mask: Tensor) -> TextStates:
+        """Texts (T, L) with mask bool (T, L), encoded with the states of every layer."""
+        texts, places = Packing.of_mask(mask)
+        layers = self.text.layer_states(ids.flatten()[places], texts)
+        states = tuple(texts.unpack(layer) for layer in layers)
+        return TextStates(states[-1], mask, states)
 
-        Args:
-            features: I images, already conditioned on the texts where an adapter asks for it.
-            states: (T, L, D) of `encode_text`; mask bool (T, L).
-            image: (T,) row of `features` for each text.
+    def see(self, images: Tensor, pixel_mask: Tensor | None = None) -> ImageFeatures:
+        """What grounding reads of normalised images (I, 3, R, R) before any text is seen.
 
-        Returns:
-            The prediction, and scores (T,) in 0..1: the head's own confidence, or the probability
-            that text and whole image match where the head has none.
+        All that there is to encode, unless `image_depends_on_text`; see `encode_for_texts`.
         """
-        memory = self.memory(whole_images(features))
-        cls = self.fuse_cls(states, mask, memory, image)
-        prediction = self.predict_boxes(cls, features, image)
-        if prediction.confidence is not None:
-            return prediction, prediction.confidence
-        return prediction, self.match_logits(cls).float().softmax(dim=-1)[:, 1]
+        if self.fusion is None:
+            features = self.encode_images(images)
+        else:
+            features = self.fusion.encode(self.vision, images)
+        features.pixel_mask = pixel_mask
+        return features
+
+    def same_images(self) -> AbstractContextManager[None]:
+        """A block within which all images encoded are the same, however many texts are about them.
+
+        What an image's pass computes before adapters read the texts is then computed once.
+        """
+        adapters = self.text_adapters if self.image_depends_on_text else []
+        return computed_once(min((each.untouched for each in adapters), key=len, default=()))
 
     def encode_for_texts(
-        self, images: Tensor, states: Tensor, mask: Tensor, image: Tensor
+        self, images: Tensor, texts: TextStates, image: Tensor, pixel_mask: Tensor | None = None
     ) -> tuple[ImageFeatures, Tensor]:
         """Image features as texts need them, and the row of them that each text reads.
 
-        Without an adapter an image is encoded once; with one, once a text.
+        An image is encoded once, but where adapters make its pass depend on the text: then once a
+        text, from the first adapted block on.
+
+        Args:
+            images: normalised (I, 3, R, R).
+            texts: T texts.
+            image: (T,) the image of each text.
+            pixel_mask: bool (I, R, R), False at padding; None where nothing is padded.
         """
-        if self.adapter is None:
-            return self.encode_images(images), image
-        with self.adapter.conditioned_on(states, mask, image):
+        if not self.image_depends_on_text:
+            return self.see(images, pixel_mask), image
+        with self.condition.on(texts, image, pixel_mask):
             features = self.encode_images(images)
-        return features, torch.arange(len(states), device=states.device)
+        untouched = min(adapter.untouched_maps for adapter in self.text_adapters)
+        maps = enumerate(features.pyramid)
+        features.pyramid = tuple(m[image] if place < untouched else m for place, m in maps)
+        features.pixel_mask = None if pixel_mask is None else pixel_mask[image]
+        return features, torch.arange(len(texts), device=images.device)
+
+    def fuse_texts(self, features: ImageFeatures, texts: TextStates, image: Tensor) -> Fused:
+        """Fuses texts with the images that they are about.
+
+        Args:
+            features: of `encode_for_texts`.
+            texts: T texts.
+            image: (T,) row of `features` for each text.
+        """
+        if self.fusion is None:
+            if features.memory is None:
+                features.memory = self.memory(whole_images(features))
+            cls = self.fuse_cls(texts.states, texts.mask, features.memory, image)
+            return Fused(cls[:, None])
+        with self._conditioned(texts, features, image):
+            fused: Fused = self.fusion(self.vision, texts, features, image, self.condition)
+        return fused
+
+    def _conditioned(
+        self, texts: TextStates, features: ImageFeatures, image: Tensor
+    ) -> AbstractContextManager[None]:
+        """Where the fusion runs the image encoder's blocks, their adapters read the texts there."""
+        if self._fusion_runs_blocks and self.text_adapters:
+            return self.condition.on(texts, image, features.pixel_mask)
+        return nullcontext()
+
+    def answer(self, fused: Fused, features: ImageFeatures, image: Tensor) -> BoxPrediction:
+        """Boxes of fused texts; `image` (T,) is the row of `features` for each text."""
+        vectors = fused.vectors if isinstance(self.box_head, ScaleHeads) else fused.vectors[:, -1]
+        return self.predict_boxes(vectors, features, image)
+
+    def ground_encoded(
+        self, features: ImageFeatures, texts: TextStates, image: Tensor
+    ) -> tuple[BoxPrediction, Tensor, Fused]:
+        """Boxes of encoded texts in encoded images.
+
+        Args:
+            features: of `encode_for_texts`.
+            texts: T texts.
+            image: (T,) row of `features` for each text.
+
+        Returns:
+            The prediction; scores (T,) in 0..1: the head's own confidence, or the probability that
+            text and whole image match where the head has none; and the fused texts.
+        """
+        if self.fusion is not None and self.fusion.stops_early and not self.training:
+            fused, prediction = self._answer_early(self.fusion, features, texts, image)
+        else:
+            fused = self.fuse_texts(features, texts, image)
+            prediction = self.answer(fused, features, image)
+        if prediction.confidence is not None:
+            return prediction, prediction.confidence, fused
+        match = self.match_logits(fused.vectors[:, -1]).float().softmax(dim=-1)
+        return prediction, match[:, 1], fused
+
+    def _answer_early(
+        self, fusion: Fusion, features: ImageFeatures, texts: TextStates, image: Tensor
+    ) -> tuple[Fused, BoxPrediction]:
+        """Each text's answer is that of the scale at which it stopped."""
+        heads = self.box_head
+        assert isinstance(heads, ScaleHeads)  # there are several scales to stop between
+
+        def quality(scale: int, vectors: Tensor) -> Tensor:
+            expected: Tensor = heads[scale](vectors, features.patches, image).confidence
+            return expected
+
+        with self._conditioned(texts, features, image):
+            fused, scale = fusion.read_until(
+                self.vision, texts, features, image, self.condition, quality
+            )
+        return fused, heads.answer_of(self.answer(fused, features, image), scale)
 
     def ground(
         self, images: Tensor, ids: Tensor, mask: Tensor, image: Tensor
@@ -218,7 +385,7 @@ class MultiGrainModel(nn.Module):
         Returns:
             Boxes (T, 4) cxcywh in the unit square and scores (T,) as `ground_encoded` gives them.
         """
-        states = self.encode_text(ids, mask)
-        features, rows = self.encode_for_texts(images, states, mask, image)
-        prediction, scores = self.ground_encoded(features, states, mask, rows)
+        texts = self.read_texts(ids, mask)
+        features, rows = self.encode_for_texts(images, texts, image)
+        prediction, scores, _ = self.ground_encoded(features, texts, rows)
         return prediction.boxes, scores

@@ -100,6 +100,10 @@ class TextEncoder(nn.Module):
         Raises:
             ValueError: a text has more tokens than there are positions.
         """
+        return self.layer_states(tokens, texts)[-1]
+
+    def layer_states(self, tokens: Tensor, texts: Packing) -> list[Tensor]:
+        """States (T, D) after each layer, first to last; arguments and errors as of `forward`."""
         positions = self.embeddings.position.num_embeddings
         if texts.longest > positions:
             raise ValueError(
@@ -107,9 +111,11 @@ class TextEncoder(nn.Module):
                 "(text.max_positions); cut texts at data.max_tokens"
             )
         states = self.embeddings(tokens, texts.column)
+        found = []
         for layer in self.layers:
             states = layer(states, texts)
-        return states
+            found.append(states)
+        return found
 
 
 class MaskedLanguageHead(nn.Module):

@@ -22,8 +22,12 @@ _SHOWN = 4
 
 def save_weights(model: nn.Module, path: Path) -> None:
     """Writes the model's state to `path` (safetensors), on the CPU, in its own precision."""
-    state = distinct(model.state_dict())
-    write_tensors(path, {n: value.detach().cpu().contiguous() for n, value in state.items()}, {})
+    save_tensors(distinct(model.state_dict()), path)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Writes tensors by name to `path` (safetensors), on the CPU, in their own precision."""
+    write_tensors(path, {n: value.detach().cpu().contiguous() for n, value in tensors.items()}, {})
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -33,6 +37,15 @@ def load_weights(model: nn.Module, path: Path) -> None:
         CheckpointError: not a safetensors file; a tensor is missing, left over, of another shape,
             or not finite.
     """
+    load_tensors(distinct(model.state_dict()), path)
+
+
+def load_tensors(expected: Mapping[str, Tensor], path: Path) -> None:
+    """Fills tensors by name from `path`, exactly, or leaves them as they are.
+
+    Raises:
+        CheckpointError: as `load_weights`.
+    """
     try:
         state = load_file(path)
     except (OSError, SafetensorError) as error:
@@ -40,7 +53,6 @@ def load_weights(model: nn.Module, path: Path) -> None:
             f"{path}: not a whole safetensors file ({error}); fetch it again, or remove its folder "
             "and use an earlier one"
         ) from None
-    expected = distinct(model.state_dict())
     problems = _differences(expected, state)
     if problems:
         raise CheckpointError(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from wholegrain.boxes import cxcywh_to_xyxy, generalized_iou
+from wholegrain.boxes import cxcywh_to_xyxy, generalized_iou, iou
 
 
 class BoxLosses(NamedTuple):
@@ -76,20 +78,42 @@ class Prediction(Protocol):
     @property
     def proposals(self) -> Tensor | None: ...
 
+    @property
+    def quality(self) -> Tensor | None: ...
+
+    @property
+    def by_scale(self) -> tuple[Prediction, ...]: ...
+
 
 def grounding_losses(
     prediction: Prediction, target: Tensor, centres: Tensor | None
 ) -> dict[str, Tensor]:
-    """The per-box terms (T,) that suit a head: ``l1``, ``giou``, and ``vote`` where patches vote.
+    """The per-box terms that suit a head: ``l1``, ``giou``, ``vote`` where patches vote, and
+    ``quality`` where the head tells the IoU that it expects.
 
     Args:
         prediction: of the head.
         target: (T, 4) cxcywh in the unit square.
         centres: (P, 2) of the patches that vote; None where none do.
+
+    Returns:
+        (T,) each; (T, S) where the prediction has S scales, each of which is learnt.
     """
+    if prediction.by_scale:
+        scales = [grounding_losses(scale, target, centres) for scale in prediction.by_scale]
+        return {name: torch.stack([terms[name] for terms in scales], 1) for name in scales[0]}
     if prediction.proposals is None or prediction.votes is None or centres is None:
-        return box_losses(prediction.boxes, target)._asdict()
-    return proposal_losses(prediction.proposals, prediction.votes, target, centres)._asdict()
+        terms = box_losses(prediction.boxes, target)._asdict()
+    else:
+        votes = prediction.votes
+        terms = proposal_losses(prediction.proposals, votes, target, centres)._asdict()
+    if prediction.quality is not None:
+        boxes = cxcywh_to_xyxy(prediction.boxes.detach().float())
+        overlap = iou(boxes, cxcywh_to_xyxy(target.float()))
+        terms["quality"] = F.binary_cross_entropy_with_logits(
+            prediction.quality.float(), overlap, reduction="none"
+        )
+    return terms
 
 
 def responsibility(target: Tensor, centres: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from wholegrain.train.engine import Engine
 from wholegrain.train.journal import Journal
 from wholegrain.train.meters import Averages, Throughput, Work, across_ranks, memory_meter
 from wholegrain.train.open_run import OpenRun
-from wholegrain.train.optim import Optimizer
+from wholegrain.train.optim import Optimizer, OwnGroup
 from wholegrain.train.partitioned_adamw import Limits
 from wholegrain.train.peaks import peak_flops
 from wholegrain.train.preempt import StopRequest
@@ -52,6 +52,8 @@ class Stage:
     """Texts stored with each checkpoint."""
     adapters: Sequence[nn.Parameter] = ()
     """Parameters with the adapters' rate."""
+    own: Sequence[OwnGroup] = ()
+    """Parameters of `module` with a rate and a clipping of their own, such as a loss's."""
     work: Callable[[Any], Work] | None = None
     """What a batch asks of a rank, counted before it leaves the host; for the meters."""
     skipped: Callable[[], Mapping[str, float]] = dict
@@ -101,7 +103,13 @@ def make_trainer(
 ) -> Trainer:
     """Optimizer, wrapped module and meters of a stage whose weights are loaded."""
     optimizer = Optimizer(
-        stage.module, optim, run.steps, stage.adapters, run=run, limits=stage.limits
+        stage.module,
+        optim,
+        run.steps,
+        stage.adapters,
+        own=stage.own,
+        run=run,
+        limits=stage.limits,
     )
     wrapped = engine.wrap(stage.module, optimizer, some_unused=stage.extra is not None)
     peak, _ = peak_flops(engine.device, run.precision, run.peak_tflops)

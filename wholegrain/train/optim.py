@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -35,8 +36,26 @@ _NEW = (
 )
 
 
+@dataclass(frozen=True)
+class OwnGroup:
+    """Parameters that the model's rates and clipping do not concern. They do not decay."""
+
+    name: str
+    """In the metrics: ``learning_rate/NAME``."""
+    parameters: Sequence[nn.Parameter]
+    """In no other own group. Those that need no gradient are passed over."""
+    lr: float
+    """Peak learning rate, whatever `optim.lr` is; it follows the schedule."""
+    clip_norm: float
+    """Largest norm of their gradient. The model's norm is without them, so that neither clips the
+    other."""
+
+
 def parameter_groups(
-    model: nn.Module, optim: OptimConfig, adapters: Iterable[nn.Parameter] = ()
+    model: nn.Module,
+    optim: OptimConfig,
+    adapters: Iterable[nn.Parameter] = (),
+    own: Sequence[OwnGroup] = (),
 ) -> list[dict[str, Any]]:
     """Groups by decay and by rate: {decay, no decay} x {lr, new, adapter}; empty ones left out.
 
@@ -47,9 +66,18 @@ def parameter_groups(
         model: parameters that need no gradient are passed over.
         optim: rates and decay.
         adapters: parameters of adapters, which have a rate of their own.
+        own: groups besides, which ``group["own"]`` holds; it is None of the others.
+
+    Raises:
+        KeyError: a parameter of an own group is not among the model's.
     """
     of_adapters = {id(parameter) for parameter in adapters}
-    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    owner = {id(parameter): each for each in own for parameter in each.parameters}
+    missing = owner.keys() - {id(parameter) for parameter in model.parameters()}
+    if missing:
+        names = sorted({owner[each].name for each in missing})
+        raise KeyError(f"the model lacks parameters of its own groups {', '.join(names)}")
+    groups: dict[tuple[str, float, float], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -62,9 +90,12 @@ def parameter_groups(
         elif any(part in name for part in _NEW):
             factor = optim.new_lr_factor
         decay = optim.weight_decay if decays else 0.0
+        apart = owner.get(id(parameter))
+        if apart is not None:
+            factor, decay = apart.lr / optim.lr, 0.0
         group = groups.setdefault(
-            (factor, decay),
-            {"params": [], "names": [], "factor": factor, "weight_decay": decay},
+            ("" if apart is None else apart.name, factor, decay),
+            {"params": [], "names": [], "factor": factor, "weight_decay": decay, "own": apart},
         )
         group["params"].append(parameter)
         group["names"].append(name)
@@ -88,9 +119,9 @@ class Update(NamedTuple):
     """What became of an update; () fp32 tensors on the device."""
 
     norm: Tensor
-    """Gradient norm before clipping, the loss scale taken out."""
+    """Gradient norm before clipping, the loss scale taken out; without own groups."""
     skipped: Tensor
-    """1 where the update was left out because the norm is not finite."""
+    """1 where the update was left out because a norm, also of an own group, is not finite."""
     outlier: Tensor
     """1 where the norm is far from those before it; the update is left out if `run.outliers` says
     so."""
@@ -102,8 +133,11 @@ class Update(NamedTuple):
 class Gradients(Protocol):
     """Where the gradients of an update are, and who has AdamW apply them."""
 
-    def norm(self) -> Tensor:
-        """() of the whole gradient, over all ranks' parts of it."""
+    def norm(self, groups: Collection[int] | None = None) -> Tensor:
+        """() of the gradient of these groups, over all ranks' parts of it; None for all groups."""
+
+    def multiply(self, groups: Collection[int], factor: Tensor) -> None:
+        """Multiplies the gradient of these groups by a () factor."""
 
     def apply(self) -> None:
         """Takes AdamW's step with what the optimizer gave it, and clears the gradients."""
@@ -112,12 +146,22 @@ class Gradients(Protocol):
 class WholeGradients:
     """Gradients that every rank holds whole, as one process and plain data parallelism do."""
 
-    def __init__(self, parameters: list[nn.Parameter], adamw: PartitionedAdamW) -> None:
-        self._parameters, self._adamw = parameters, adamw
+    def __init__(self, groups: list[list[nn.Parameter]], adamw: PartitionedAdamW) -> None:
+        self._groups, self._adamw = groups, adamw
 
-    def norm(self) -> Tensor:
+    def norm(self, groups: Collection[int] | None = None) -> Tensor:
         """() of the gradients that there are."""
-        return get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+        return get_total_norm(list(self._gradients(groups)))
+
+    def multiply(self, groups: Collection[int], factor: Tensor) -> None:
+        """Multiplies the gradients that there are."""
+        for gradient in self._gradients(groups):
+            gradient.mul_(factor)
+
+    def _gradients(self, groups: Collection[int] | None) -> Iterator[Tensor]:
+        for number, group in enumerate(self._groups):
+            if groups is None or number in groups:
+                yield from (p.grad for p in group if p.grad is not None)
 
     def apply(self) -> None:
         """Updates and clears."""
@@ -140,13 +184,15 @@ class Optimizer:
         optim: rates, decay, clipping.
         steps: of the schedule.
         adapters: parameters of adapters, which have a rate of their own.
+        own: groups besides, each with a rate and a clipping of its own.
         run: its precision (fp16 scales the loss) and what it calls an outlier; None looks for none.
         limits: by parameter's name, the bounds that its values are cut to: now, and after each
             update. An engine may hold another copy of a parameter than the module has, so that a
             module cannot cut its own parameters.
 
     Raises:
-        KeyError: a limit is for no trained parameter.
+        KeyError: a limit is for no trained parameter, or an own group's parameter is not of the
+            model.
     """
 
     def __init__(
@@ -156,6 +202,7 @@ class Optimizer:
         steps: int,
         adapters: Iterable[nn.Parameter] = (),
         *,
+        own: Sequence[OwnGroup] = (),
         run: RunConfig | None = None,
         limits: Mapping[str, Limits] | None = None,
     ) -> None:
@@ -163,19 +210,28 @@ class Optimizer:
         adapters = list(adapters)
         self._has_adapters = bool(adapters)
         self._rate = 0.0
-        groups = parameter_groups(model, optim, adapters)
+        groups = parameter_groups(model, optim, adapters, own)
         self.names = [group.pop("names") for group in groups]
+        self._own: dict[int, OwnGroup] = {
+            number: each
+            for number, group in enumerate(groups)
+            if (each := group.pop("own")) is not None
+        }
+        # None for all groups: a run without own groups need not pick any.
+        self._shared = set(range(len(groups))) - self._own.keys() if self._own else None
         self.adamw = PartitionedAdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps)
         self.updates = 0
         """Updates so far, those that were skipped included; a resumed run goes on counting."""
-        self.parameters: list[nn.Parameter] = [p for group in groups for p in group["params"]]
+        self.grouped: list[list[nn.Parameter]] = [list(group["params"]) for group in groups]
+        """The trained parameters of each group, as the model has them."""
+        self.parameters: list[nn.Parameter] = [p for group in self.grouped for p in group]
         self.named: dict[str, nn.Parameter] = dict(
             zip((name for names in self.names for name in names), self.parameters, strict=True)
         )
         """The trained parameters, in the order of the groups."""
         self.shapes = {name: tuple(p.shape) for name, p in self.named.items()}
         """Of the whole parameters, which ZeRO may take apart."""
-        self.gradients: Gradients = WholeGradients(self.parameters, self.adamw)
+        self.gradients: Gradients = WholeGradients(self.grouped, self.adamw)
         self._model = model
         self._statistics: list[tuple[Tensor, Tensor]] = []
         self._scale = LossScale() if run is not None and run.precision == "fp16" else None
@@ -213,11 +269,15 @@ class Optimizer:
         """
         base = self._rate
         others = {"new": self.optim.new_lr_factor, "adapters": self.optim.adapter_lr_factor}
-        used = {group["factor"] for group in self.adamw.param_groups} - {1.0}
+        groups = enumerate(self.adamw.param_groups)
+        used = {group["factor"] for number, group in groups if number not in self._own} - {1.0}
         found = {"learning_rate": base}
         for name, factor in others.items():
             if factor in used and (name != "adapters" or self._has_adapters):
                 found[f"learning_rate/{name}"] = base * factor
+        for number, each in self._own.items():
+            group = self.adamw.param_groups[number]
+            found[f"learning_rate/{each.name}"] = base * group["factor"]
         if self._scale is not None:
             found["loss_scale"] = float(self._scale.state()["scale"])
         return found
@@ -242,11 +302,16 @@ class Optimizer:
         bias, which is torch's with ``eps / sqrt(1 - beta2^t)``; it matters for tiny gradients. Here
         t counts all updates, also for a parameter that only some of them reach.
         """
-        norm = self.gradients.norm()
+        norm = self.gradients.norm(self._shared)
+        own = {number: self.gradients.norm({number}) for number in self._own}
         scale = None if self._scale is None else self._scale.on(norm.device)
         if scale is not None:
             norm = norm / scale
-        skipped = (~torch.isfinite(norm)).float()
+            own = {number: each / scale for number, each in own.items()}
+        finite = torch.isfinite(norm)
+        for each in own.values():
+            finite = finite & torch.isfinite(each)
+        skipped = (~finite).float()
         outlier = torch.zeros_like(skipped)
         if self._rules is not None:
             if kind not in self._outliers:
@@ -260,7 +325,11 @@ class Optimizer:
                 group["eps"] = eps
         # The fused kernel divides the gradients by `grad_scale` as it reads them: clipping costs no
         # pass of its own.
-        excess = ((norm + _NORM_EPS) / self.optim.clip_norm).clamp(min=1.0).nan_to_num(1.0)
+        excess = _excess(norm, self.optim.clip_norm)
+        for number, each in own.items():
+            # The kernel has one divisor for all groups: it is undone where another is due.
+            factor = excess / _excess(each, self._own[number].clip_norm)
+            self.gradients.multiply({number}, factor)
         self.adamw.grad_scale = excess if scale is None else excess * scale  # type: ignore[attr-defined]
         self.adamw.found_inf = left_out  # type: ignore[attr-defined]
         self.gradients.apply()
@@ -361,3 +430,8 @@ class Optimizer:
             for kind, seen in outliers.items():
                 self._outliers[kind] = OutlierWatch(self._rules)
                 self._outliers[kind].load(seen)
+
+
+def _excess(norm: Tensor, clip_norm: float) -> Tensor:
+    """What to divide a gradient by so that its norm is at most `clip_norm`."""
+    return ((norm + _NORM_EPS) / clip_norm).clamp(min=1.0).nan_to_num(1.0)

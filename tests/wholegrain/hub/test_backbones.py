@@ -160,7 +160,7 @@ def test_other_models_are_refused_with_what_they_hold(tmp_path: Path) -> None:
 
 def test_models_that_cannot_be_started_so(files: tuple[Path, Path]) -> None:
     with pytest.raises(ConfigError, match="has adapters"):
-        load_backbones(model_of(adapter=MmcaConfig(blocks=1)), *files)
+        load_backbones(model_of(adapters=(MmcaConfig(blocks=1),)), *files)
     small = TimmVision(
         name="resnet18d", image_size=64, options={"channels": [8, 8, 8, 8], "stem_width": 4}
     )

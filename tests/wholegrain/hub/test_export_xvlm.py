@@ -86,7 +86,7 @@ def test_the_stored_configuration_is_plain(tmp_path: Path, save: Save) -> None:
         ),
         (replace(CONFIGS["vit"], box_head=PatchBoxHead(width=8)), "box head is of kind 'patch'"),
         (
-            replace(POOLED, adapter=MmcaConfig(rank=2, embed_dim=8, gate_dim=4, blocks=1)),
+            replace(POOLED, adapters=(MmcaConfig(rank=2, embed_dim=8, gate_dim=4, blocks=1),)),
             "it has adapters",
         ),
         (

@@ -36,11 +36,11 @@ from wholegrain.model.config import (
         ({"vision": {"kind": "timm", "stages": "all"}}, "'vision.stages' is 'all'"),
         ({"temperature": 0.0}, "'temperature' is 0.0"),
         ({"embed_dim": True}, "'embed_dim' is True"),
-        ({"adapter": {"rank": 0}}, "'adapter.rank' is 0"),
-        ({"adapter": {"sites": []}}, r"adapter.sites is \[\]"),
-        ({"adapter": {"sites": ["key", "key"]}}, "name each place once"),
-        ({"adapter": {"sites": ["output"]}}, "'adapter.sites.0' is 'output'"),
-        ({"adapter": {"condition": "sound"}}, "'adapter.condition' is 'sound'"),
+        ({"adapters": [{"kind": "mmca", "rank": 0}]}, "rank' is 0"),
+        ({"adapters": [{"kind": "mmca", "sites": []}]}, r"adapters.sites is \[\]"),
+        ({"adapters": [{"kind": "mmca", "sites": ["key", "key"]}]}, "name each place once"),
+        ({"adapters": [{"kind": "mmca", "sites": ["output"]}]}, "sites.0' is 'output'"),
+        ({"adapters": [{"kind": "mmca", "condition": "sound"}]}, "condition' is 'sound'"),
         ({"box_head": {"kind": "patch", "width": -1}}, "'box_head.width' is -1"),
     ],
 )
@@ -54,7 +54,7 @@ def test_refused(values: dict[str, Any], match: str) -> None:
     [
         ModelConfig.base(),
         ModelConfig.tiny(),
-        ModelConfig(vision=VitVision(clip=True), box_head=PatchBoxHead(), adapter=MmcaConfig()),
+        ModelConfig(vision=VitVision(clip=True), box_head=PatchBoxHead(), adapters=(MmcaConfig(),)),
         ModelConfig(vision=TimmVision(options={"channels": [1, 2], "act_layer": "relu"})),
     ],
 )
@@ -67,7 +67,7 @@ def test_presets() -> None:
     assert ModelConfig.base().vision == SwinVision()
     assert ModelConfig.base().box_head == ClsBoxHead()
     assert ModelConfig.tiny(vocab_size=77).text.vocab_size == 77
-    assert ModelConfig.tiny().adapter is None
+    assert ModelConfig.tiny().adapters == ()
 
 
 def test_kind_is_part_of_what_is_written() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from wholegrain.errors import ConfigError
-from wholegrain.model.config import DetrVision, MmcaConfig, ModelConfig, TextConfig
+from wholegrain.model.config import DetrVision, ModelConfig, TextConfig
 from wholegrain.model.detr import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -128,11 +128,6 @@ def test_a_model_with_it() -> None:
     groups = parameter_groups(model, OptimConfig())
     held = {id(p) for group in groups for p in group["params"]}
     assert held == {id(p) for p in model.parameters()}
-
-
-def test_adapters_are_refused() -> None:
-    with pytest.raises(ConfigError, match="adapter"):
-        MultiGrainModel(ModelConfig(vision=TINY, text=TEXT, adapter=MmcaConfig(blocks=1)))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from wholegrain.model.concepts import whole_images
 from wholegrain.model.config import (
     ClsBoxHead,
     DetrVision,
@@ -65,13 +64,13 @@ def build(vision: str, adapter: MmcaConfig | None, train_host: bool) -> MultiGra
     )
     head = ClsBoxHead() if vision == "swin" else PatchBoxHead(width=8)
     config = ModelConfig(
-        vision=VISIONS[vision], text=text, embed_dim=8, box_head=head, adapter=adapter
+        vision=VISIONS[vision], text=text, embed_dim=8, box_head=head, adapters=(adapter,) if adapter else ()
     )
     model = MultiGrainModel(config).eval()
     model.requires_grad_(train_host)
     model.box_head.requires_grad_(True)
-    if model.adapter is not None:
-        for parameter in model.adapter.parameters():
+    if model.adapters:
+        for parameter in model.adapters.parameters():
             parameter.requires_grad_(True)
     return model
 
@@ -82,11 +81,13 @@ def counted(model: MultiGrainModel, images: Sequence[int], tokens: int) -> int:
     pixels = torch.randn(int(rows.max()) + 1, 3, SIDE, SIDE)
     ids, mask = torch.ones(len(rows), tokens).long(), torch.ones(len(rows), tokens).bool()
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        states = model.encode_text(ids, mask)
-        features, read = model.encode_for_texts(pixels, states, mask, rows)
-        cls = model.fuse_cls(states, mask, model.memory(whole_images(features)), read)
-        prediction = model.predict_boxes(cls, features, read)
-        parts = [part for part in prediction[:3] if part is not None]
+        texts = model.read_texts(ids, mask)
+        features, read = model.encode_for_texts(pixels, texts, rows)
+        fused = model.fuse_texts(features, texts, read)
+        prediction = model.answer(fused, features, read)
+        scales = [scale.boxes for scale in prediction.by_scale[:-1]]
+        given = (*prediction[:3], prediction.quality, fused.gates, *scales)
+        parts = [part for part in given if part is not None]
         torch.stack([part.sum() for part in parts]).sum().backward()
     return counter.get_total_flops()
 

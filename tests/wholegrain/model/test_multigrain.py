@@ -122,12 +122,12 @@ def test_scores_come_from_the_head_or_from_matching(
     for head in (ClsBoxHead(), PatchBoxHead(width=8)):
         model = build("vit", box_head=head)
         features = model.encode_images(images(model))
-        states = model.encode_text(*words)
-        prediction, scores = model.ground_encoded(features, states, words[1], IMAGE)
+        texts = model.read_texts(*words)
+        prediction, scores, _ = model.ground_encoded(features, texts, IMAGE)
         if prediction.confidence is not None:
             assert scores is prediction.confidence
             continue
-        fused = model.fuse(states, words[1], model.memory(whole_images(features)), IMAGE)
+        fused = model.fuse(texts.states, words[1], model.memory(whole_images(features)), IMAGE)
         expected = model.match_logits(fused[:, 0]).softmax(1)[:, 1]
         torch.testing.assert_close(scores, expected)
 
@@ -155,9 +155,9 @@ def test_new_box_head(build: Build, images: Images, words: Words) -> None:
 def test_add_adapter_once(build: Build) -> None:
     model = build("vit")
     model.add_adapter(MmcaConfig(rank=3, blocks=1))
-    assert model.config.adapter == MmcaConfig(rank=3, blocks=1)
+    assert model.config.adapters == (MmcaConfig(rank=3, blocks=1),)
     assert model.image_depends_on_text
-    with pytest.raises(ConfigError, match="adapters already"):
+    with pytest.raises(ConfigError, match="mmca' already"):
         model.add_adapter(MmcaConfig(rank=3, blocks=1))
     MultiGrainModel(model.config).load_state_dict(model.state_dict(), strict=True)
 
@@ -169,7 +169,7 @@ def test_adapters_leave_the_hosts_random_start_alone(build: Build) -> None:
         config = build("vit").config
         torch.manual_seed(7)
         model = MultiGrainModel(
-            ModelConfig(vision=config.vision, text=config.text, embed_dim=8, adapter=adapter)
+            ModelConfig(vision=config.vision, text=config.text, embed_dim=8, adapters=(adapter,) if adapter else ())
         )
         states.append({n.replace("host.", ""): p for n, p in model.named_parameters()})
     plain, adapted = states

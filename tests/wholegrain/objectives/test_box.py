@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from wholegrain.boxes import cxcywh_to_xyxy
+from wholegrain.boxes import cxcywh_to_xyxy, iou
 from wholegrain.model.grounding.box_head import BoxPrediction
 from wholegrain.objectives.box import (
     box_losses,
@@ -116,3 +116,28 @@ def test_losses_suit_the_head() -> None:
     votes = torch.zeros(2, 64).log_softmax(1)
     voting = BoxPrediction(boxes(2, 1), votes, boxes(64, 1).expand(2, -1, -1), None)
     assert set(grounding_losses(voting, target, CENTRES)) == {"l1", "giou", "vote"}
+
+
+def test_the_expected_iou_is_learnt_by_cross_entropy() -> None:
+    answers, target = boxes(6, 0).requires_grad_(), boxes(6, 1)
+    logits = torch.randn(6, requires_grad=True)
+    prediction = BoxPrediction(answers, None, None, logits.sigmoid(), logits)
+    terms = grounding_losses(prediction, target, None)
+    assert list(terms) == ["l1", "giou", "quality"]
+    overlap = iou(cxcywh_to_xyxy(answers), cxcywh_to_xyxy(target)).detach()
+    chance = logits.sigmoid()
+    expected = -(overlap * chance.log() + (1 - overlap) * (1 - chance).log())
+    torch.testing.assert_close(terms["quality"], expected)
+    terms["quality"].sum().backward()
+    assert answers.grad is None
+    torch.testing.assert_close(logits.grad, (chance - overlap).detach())
+
+
+def test_every_scale_is_learnt() -> None:
+    target = boxes(5, 1)
+    scales = tuple(BoxPrediction(boxes(5, 2 + s), None, None, None) for s in range(3))
+    prediction = scales[-1]._replace(by_scale=scales)
+    terms = grounding_losses(prediction, target, None)
+    assert terms["l1"].shape == terms["giou"].shape == (5, 3)
+    for number, scale in enumerate(scales):
+        assert torch.equal(terms["l1"][:, number], box_losses(scale.boxes, target).l1)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+
 import torch
 from torch import Tensor, nn
 
 from wholegrain.model.adapters.places import Places
 from wholegrain.model.config import MmcaConfig
+from wholegrain.model.grounding.records import TextStates
 
 
 class Condition:
-    """What the running pass of the image encoder is conditioned on; shared by all sites."""
+    """What the running pass of the image encoder is conditioned on; one a model, for all adapters.
+
+    A pass that is computed again for its backward (activation checkpointing) takes it from `again`.
+    """
 
     def __init__(self) -> None:
         self.text: Tensor | None = None
@@ -19,6 +26,51 @@ class Condition:
         """(T,) image of each text."""
         self.image_mask: Tensor | None = None
         """bool (I, H, W) of pixels that are photo rather than padding; None where all are."""
+        self.shares: Tensor | None = None
+        """(T, N) what each state of a layer counts for, where a fusion says it; else None."""
+
+    @contextmanager
+    def on(self, texts: TextStates, image: Tensor, image_mask: Tensor | None) -> Iterator[None]:
+        """Within the block, adapted blocks work for these texts, one row each.
+
+        Args:
+            texts: T texts.
+            image: (T,) the image of each text.
+            image_mask: bool (I, H, W), False at padding; None where nothing is padded.
+        """
+        with self._holding(mean_text(texts.states, texts.mask), image, image_mask, None):
+            yield
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Within the block, what runs through the blocks is no image of a text."""
+        with self._holding(None, None, None, None):
+            yield
+
+    @contextmanager
+    def counting(self, shares: Tensor) -> Iterator[None]:
+        """Within the block, state n of text t stands for `shares[t, n]` (T, N) places."""
+        with self._holding(self.text, self.image, self.image_mask, shares):
+            yield
+
+    def again(self) -> AbstractContextManager[None]:
+        """A block in which everything is as it is now, to be entered at any later time."""
+        return self._holding(self.text, self.image, self.image_mask, self.shares)
+
+    @contextmanager
+    def _holding(
+        self,
+        text: Tensor | None,
+        image: Tensor | None,
+        image_mask: Tensor | None,
+        shares: Tensor | None,
+    ) -> Iterator[None]:
+        before = self.text, self.image, self.image_mask, self.shares
+        self.text, self.image, self.image_mask, self.shares = text, image, image_mask, shares
+        try:
+            yield
+        finally:
+            self.text, self.image, self.image_mask, self.shares = before
 
     def spread(self, states: Tensor) -> Tensor:
         """One row a text from one row an image; called by the first adapted block."""
@@ -29,6 +81,8 @@ class Condition:
 
         The mask is resampled to the grid at hand, so any resolution and any stage is right.
         """
+        if self.shares is not None:
+            return self.shares
         if self.image is None or (self.image_mask is None and places.all_real):
             return None
         if self.image_mask is None:

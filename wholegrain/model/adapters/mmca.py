@@ -1,22 +1,25 @@
 """MMCA: updates of the image encoder's weights that depend on image and text, sample by sample.
 
-Every adapted place becomes ``y = W0 x + B diag(w) A x`` (see `sites`) with coefficients w of image
-and text (see `condition`). B starts at zero, so the host is unchanged at the start.
+Every adapted projection becomes ``y = W0 x + B diag(w) A x`` and every adapted convolutional block
+``y = F(x) + Conv_A(w * Conv_B(x))`` (see `updates`) with coefficients w of image and text (see
+`condition`). B and Conv_A start at zero, so the host is unchanged at the start.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
 from wholegrain.errors import ConfigError
-from wholegrain.model.adapters.condition import Condition, mean_text
-from wholegrain.model.adapters.places import Places, swin_grid, swin_windows
-from wholegrain.model.adapters.sites import ConditionalBlock, ConditionalLinear, SpreadingBlock
+from wholegrain.model.adapters.base import Adapter
+from wholegrain.model.adapters.places import Places
+from wholegrain.model.adapters.sites import Site, residual_stages, sites_of
+from wholegrain.model.adapters.updates import ConvUpdate, LinearUpdate
 from wholegrain.model.config import MmcaConfig
+from wholegrain.model.detr import DetrEncoder
 from wholegrain.model.stochastic_depth import StochasticDepth
 from wholegrain.model.vision import SwinEncoder, TimmEncoder, VisionEncoder, VitEncoder
 
@@ -24,150 +27,197 @@ if TYPE_CHECKING:
     from wholegrain.model.multigrain import MultiGrainModel
 
 
-class Mmca:
-    """The handle on a model's adapters; the modules themselves sit in the image encoder."""
+class Mmca(Adapter):
+    """The adapters of one model, by the site that each belongs to.
 
-    def __init__(self, shared: Condition, modules: list[nn.Module]) -> None:
-        self.shared, self.modules = shared, modules
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """What the adapters add to the host."""
-        for module in self.modules:
-            for name, parameter in module.named_parameters():
-                if not name.startswith("host."):
-                    yield parameter
-
-    @contextmanager
-    def conditioned_on(
-        self, states: Tensor, mask: Tensor, image: Tensor, image_mask: Tensor | None = None
-    ) -> Iterator[None]:
-        """Within the block, the image encoder gives one row a text.
-
-        Args:
-            states: text states (T, L, D); mask bool (T, L).
-            image: (T,) the image of each text.
-            image_mask: bool (I, H, W), False at padding; None where nothing is padded.
-        """
-        self.shared.text = mean_text(states, mask)
-        self.shared.image, self.shared.image_mask = image, image_mask
-        try:
-            yield
-        finally:
-            self.shared.text = self.shared.image = self.shared.image_mask = None
-
-
-def attach_mmca(model: MultiGrainModel, config: MmcaConfig) -> Mmca:
-    """Adapts the last blocks (transformer) or the last stages' last blocks (convolution) in place.
+    Args:
+        model: the host; hooks are set in it, nothing else of it changes.
+        config: of the adapters.
 
     Raises:
         ConfigError: the encoder has fewer blocks than asked for, or regions of its own.
     """
-    shared = Condition()
-    text_width = model.config.text.hidden_size
-    if isinstance(model.vision, TimmEncoder):
-        return _attach_to_stages(model.vision, config, text_width, shared)
-    if isinstance(model.vision, VitEncoder) and model.vision.local_layers:
+
+    kind: ClassVar[str] = "mmca"
+    needs_text: ClassVar[bool] = True
+    tokenwise: ClassVar[bool] = False
+
+    def __init__(self, model: MultiGrainModel, config: MmcaConfig) -> None:
+        super().__init__()
+        chosen = _chosen_sites(model, config)  # first, so that a refusal leaves the host alone
+        text_width = model.config.text.hidden_size
+        self.text_projection: nn.Linear | None = None
+        if config.text_dim is not None:
+            self.text_projection = nn.Linear(text_width, config.text_dim)
+            text_width = config.text_dim
+        self.condition = model.condition
+        self.updates = nn.ModuleDict()
+        for site in chosen:
+            update: nn.Module
+            if site.name.startswith("vision.stage."):
+                update = ConvUpdate(site.width, text_width, config)
+                hook: Any = _BesideBlock(self, update)
+            else:
+                update = LinearUpdate(site.width, site.out, text_width, config)
+                hook = _BesideLinear(self, update, site)
+            self.updates[site.name.replace(".", "_")] = update
+            if isinstance(model.vision, DetrEncoder) and isinstance(update, LinearUpdate):
+                _hook_detr(self, update, site, model.vision, config)
+            else:
+                site.module.register_forward_hook(hook)
+        _set_spread(self, model, chosen)
+
+    @property
+    def active(self) -> bool:
+        """Whether the running pass is conditioned."""
+        return self.enabled and self.condition.text is not None
+
+    def text(self) -> Tensor:
+        """(T, D) the mean text states, as the coefficients read them."""
+        text = self.condition.text
+        assert text is not None  # `active` says so
+        return text if self.text_projection is None else self.text_projection(text)
+
+
+class _BesideLinear:
+    """Adds an update beside a projection of the host."""
+
+    def __init__(self, adapter: Mmca, update: nn.Module, site: Site) -> None:
+        self.adapter, self.update, self.site = adapter, update, site
+
+    def __call__(self, _: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        """Inputs are states (T, N, C), or windows (T * windows, n, C), one text's side by side."""
+        if not self.adapter.active:
+            return None
+        (inputs,), text = given, self.adapter.text()
+        places = self.site.places
+        assert places is not None
+        tokens = inputs.reshape(len(text), -1, inputs.shape[-1])
+        share = self.adapter.condition.weights(places)
+        update: Tensor = self.update(tokens, text, share).reshape(*inputs.shape[:-1], -1)
+        before = self.site.offset
+        after = output.shape[-1] - before - update.shape[-1]
+        return output + nn.functional.pad(update, (before, after))
+
+
+class _BesideBlock:
+    """Adds an update beside a convolutional block, on its output."""
+
+    def __init__(self, adapter: Mmca, update: nn.Module) -> None:
+        self.adapter, self.update = adapter, update
+
+    def __call__(self, _: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        """States (T, C, H, W)."""
+        if not self.adapter.active:
+            return None
+        states = given[0]
+        height, width = states.shape[2:]
+        share = self.adapter.condition.weights(Places(grid=(height, width)))
+        update: Tensor = self.update(states, self.adapter.text(), share)
+        return output + update
+
+
+class _Spread:
+    """From the first adapted block on there is one row a text instead of one an image."""
+
+    def __init__(self, adapter: Mmca) -> None:
+        self.adapter = adapter
+
+    def __call__(self, _: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        if not self.adapter.active:
+            return None
+        states, *others = given
+        return (self.adapter.condition.spread(states), *others)
+
+
+def _hook_detr(
+    adapter: Mmca, update: LinearUpdate, site: Site, vision: DetrEncoder, config: MmcaConfig
+) -> None:
+    """Of DETR's layers, whose grid follows the image and whose positions stand apart."""
+    from wholegrain.model.adapters.mmca_detr import hook_detr
+
+    hook_detr(adapter, update, site, vision, config)
+
+
+def _chosen_sites(model: MultiGrainModel, config: MmcaConfig) -> list[Site]:
+    vision, sites = model.vision, sites_of(model)
+    if isinstance(vision, VitEncoder) and vision.local_layers:
         raise ConfigError(
-            f"vision.local_layers is {model.vision.local_layers}: adapters cannot sit in blocks "
+            f"vision.local_layers is {vision.local_layers}: adapters cannot sit in blocks "
             "that run once a region; set it to 0"
         )
-    blocks = model.vision.blocks()
-    if not blocks:
+    stages = [site for site in sites.values() if site.name.startswith("vision.stage.")]
+    if isinstance(vision, TimmEncoder):
+        return _last(stages, config.blocks, "adapters.blocks", "stages of several residual blocks")
+    chosen: list[Site] = []
+    if config.stages:
+        chosen += _last(stages, config.stages, "adapters.stages", "convolutional stages")
+    count = len(vision.blocks())
+    numbers = _last(range(1, count + 1), config.blocks, "adapters.blocks", "blocks")
+    parts = sorted(config.sites, key=_PARTS.index)
+    return chosen + [sites[f"vision.block.{number}.{part}"] for number in numbers for part in parts]
+
+
+_PARTS = ("query", "key", "value", "mlp")
+
+
+def _last(all_of: Sequence[Any], count: int, field: str, what: str) -> list[Any]:
+    if not 0 < count <= len(all_of):
         raise ConfigError(
-            f"vision.kind is {model.config.vision.kind!r}, whose blocks carry no adapters; use "
-            "swin, vit or a convolutional timm backbone"
+            f"{field} is {count}, but the image encoder has {len(all_of)} {what}; choose at most "
+            "so many, or another vision (swin, vit, detr, a convolutional timm backbone)"
         )
-    if not 0 < config.blocks <= len(blocks):
-        raise ConfigError(
-            f"adapter.blocks is {config.blocks} of {len(blocks)} blocks; choose 1 to {len(blocks)}"
-        )
-    chosen = blocks[len(blocks) - config.blocks :]
-    adapted: list[nn.Module] = []
-    for block in chosen:
-        adapted += _attach_to_block(block, model.vision, config, text_width, shared)
-    _replace(model.vision, chosen[0], SpreadingBlock(chosen[0], shared))
-    return Mmca(shared, adapted)
+    return list(all_of[len(all_of) - count :])
 
 
-def _attach_to_block(
-    block: Any,  # one of timm's, which carry no types
-    vision: VisionEncoder,
-    config: MmcaConfig,
-    text_width: int,
-    shared: Condition,
-) -> list[nn.Module]:
-    windowed = isinstance(vision, SwinEncoder)
-    for part in block.modules():
-        if isinstance(part, StochasticDepth):
-            part.skips = False  # every sample meets its own text
-    of_vit = Places(vision.grid, class_token=True)
-    adapted: list[nn.Module] = []
-    projections = tuple(site for site in config.sites if site != "mlp")
-    if projections:
-        places = swin_windows(block) if windowed else of_vit
-        host = block.attn.qkv
-        block.attn.qkv = ConditionalLinear(host, projections, text_width, config, shared, places)
-        adapted.append(block.attn.qkv)
-    if "mlp" in config.sites:
-        places = swin_grid(block) if windowed else of_vit
-        host = block.mlp.fc1
-        block.mlp.fc1 = ConditionalLinear(host, ("mlp",), text_width, config, shared, places)
-        adapted.append(block.mlp.fc1)
-    return adapted
+def _set_spread(adapter: Mmca, model: MultiGrainModel, chosen: Sequence[Site]) -> None:
+    """Has the first adapted block make one row a text of one row an image."""
+    vision, first = model.vision, chosen[0]
+    blocks = vision.blocks()
+    if first.name.startswith("vision.stage."):
+        assert isinstance(vision, TimmEncoder | DetrEncoder)  # others have no stages
+        spreading = first.module
+        adapter.untouched_maps = _maps_before(vision, first)
+    else:
+        adapter.untouched_blocks = int(first.name.split(".")[2]) - 1
+        spreading = blocks[adapter.untouched_blocks]
+        if isinstance(vision, SwinEncoder):
+            ends = accumulate(len(stage.blocks) for stage in vision.backbone.layers)
+            adapter.untouched_maps = sum(end <= adapter.untouched_blocks for end in ends)
+        if isinstance(vision, DetrEncoder):
+            adapter.untouched_maps = len(vision.backbone.feature_info.out_indices)
+    spreading.register_forward_pre_hook(_Spread(adapter))
+    adapter.untouched = _before(vision, spreading)
+    for block in blocks[adapter.untouched_blocks :]:
+        for part in block.modules():
+            if isinstance(part, StochasticDepth):
+                part.skips = False  # every sample meets its own text
 
 
-def _attach_to_stages(
-    vision: TimmEncoder, config: MmcaConfig, text_width: int, shared: Condition
-) -> Mmca:
-    stages = _stages(vision)
-    if not 0 < config.blocks <= len(stages):
-        raise ConfigError(
-            f"adapter.blocks is {config.blocks}, but the backbone has {len(stages)} stages of "
-            "several residual blocks; choose at most so many, or another vision.name"
-        )
-    adapted: list[nn.Module] = []
-    for number, (stage, width) in enumerate(stages[len(stages) - config.blocks :]):
-        host = _blocks_of(stage)[-1]
-        block = ConditionalBlock(host, width, text_width, config, shared, first=number == 0)
-        _replace(vision, host, block)
-        adapted.append(block)
-    return Mmca(shared, adapted)
+def _before(vision: VisionEncoder, spreading: nn.Module) -> tuple[nn.Module, ...]:
+    """The modules of a pass before a block, none of them inside another."""
+    found: list[nn.Module] = []
 
-
-def _stages(vision: TimmEncoder) -> list[tuple[nn.Module, int]]:
-    """Stages whose last block keeps its resolution and channels, and their channels."""
-    if vision.channels_last:
-        return []
-    # timm lists all stages here, also those whose maps are not asked for.
-    channels = {
-        entry["module"].replace(".", "_"): int(entry["num_chs"])
-        for entry in vision.backbone.feature_info.info
-    }
-    return [
-        (child, channels[name])
-        for name, child in vision.backbone.named_children()
-        if name in channels and _is_stage(child)
-    ]
-
-
-def _blocks_of(stage: nn.Module) -> list[nn.Module]:
-    blocks = getattr(stage, "blocks", stage)
-    return list(blocks.children())
-
-
-def _is_stage(module: nn.Module) -> bool:
-    blocks = getattr(module, "blocks", module)
-    if not isinstance(blocks, nn.Sequential):
+    def walk(module: nn.Module) -> bool:
+        """Collects what comes before the block; whether it was met."""
+        for child in module.children():
+            if child is spreading:
+                return True
+            if any(part is spreading for part in child.modules()):
+                return walk(child)
+            found.append(child)
         return False
-    children = list(blocks.children())
-    # A stem is a sequence of layers; a stage is one of blocks, which have parts of their own.
-    return len(children) > 1 and all(list(child.children()) for child in children)
+
+    if not walk(vision):
+        raise ValueError(f"{type(spreading).__name__} is no part of the image encoder")
+    return tuple(found)
 
 
-def _replace(root: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    for parent in root.modules():
-        for name, child in parent.named_children():
-            if child is old and parent is not new:
-                setattr(parent, name, new)
-                return
-    raise ConfigError(f"the image encoder has no block {type(old).__name__} to adapt")
+def _maps_before(vision: TimmEncoder | DetrEncoder, first: Site) -> int:
+    """Of the maps that the encoder gives, those of the stages before the first adapted one."""
+    stages = residual_stages(vision)
+    adapted = stages[int(first.name.rsplit(".", 1)[1]) - 1][0]
+    names = {child: name for name, child in vision.backbone.named_children()}
+    info = vision.backbone.feature_info
+    place = [entry["module"].replace(".", "_") for entry in info.info].index(names[adapted])
+    return sum(index < place for index in info.out_indices)

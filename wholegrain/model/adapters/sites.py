@@ -1,123 +1,125 @@
-"""Where MMCA enters: conditional updates beside a projection and beside a convolutional block."""
+"""The named places of a model where an adapter may add something to the host's output."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from wholegrain.model.adapters.condition import Coefficients, Condition
-from wholegrain.model.adapters.places import Places
-from wholegrain.model.config import MmcaConfig
+from wholegrain.model.adapters.places import Places, swin_grid, swin_windows
+from wholegrain.model.detr import DetrEncoder, DetrLayer
+from wholegrain.model.vision import SwinEncoder, TimmEncoder, VisionEncoder
 
-_THIRDS = {"query": 0, "key": 1, "value": 2}  # order inside a fused qkv projection
+if TYPE_CHECKING:
+    from wholegrain.model.multigrain import MultiGrainModel
 
+Norm = Literal["pre", "post", "none"]
+Positions = Literal["absolute", "relative", "sine", "none"]
 
-class LinearUpdate(nn.Module):
-    """``B diag(w) A x`` for tokens x (T, N, C); B is zero at the start."""
-
-    def __init__(self, width: int, out: int, text_width: int, config: MmcaConfig) -> None:
-        super().__init__()
-        self.coefficients = Coefficients(width, text_width, config)
-        self.down = nn.Linear(width, config.rank, bias=False)
-        self.up = nn.Linear(config.rank, out, bias=False)
-        nn.init.zeros_(self.up.weight)
-
-    def forward(self, tokens: Tensor, text: Tensor, share: Tensor | None) -> Tensor:
-        """The update (T, N, out)."""
-        weights = self.coefficients(tokens, text, share)
-        update: Tensor = self.up(self.down(tokens) * weights[:, None])
-        return update
+THIRDS = {"query": 0, "key": 1, "value": 2}
+"""Order inside a fused projection of queries, keys and values."""
 
 
-class ConditionalLinear(nn.Module):
-    """A linear layer of the host, ``W0 x``, with updates on all or on thirds of its output."""
+@dataclass(frozen=True)
+class Site:
+    """A module of the host to whose output something may be added."""
 
-    def __init__(
-        self,
-        host: nn.Linear,
-        sites: tuple[str, ...],
-        text_width: int,
-        config: MmcaConfig,
-        shared: Condition,
-        places: Places,
-    ) -> None:
-        super().__init__()
-        self.host, self.shared, self.places = host, shared, places
-        third = host.out_features // 3
-        out = {site: third if site in _THIRDS else host.out_features for site in sites}
-        self.updates = nn.ModuleDict(
-            {
-                site: LinearUpdate(host.in_features, out[site], text_width, config)
-                for site in sorted(sites, key=lambda site: _THIRDS.get(site, 0))
-            }
+    name: str
+    """Blocks, layers and stages count from 1: ``vision.block.7``, ``vision.block.7.query``,
+    ``vision.block.7.mlp``, ``vision.stage.3``, ``text.layer.4``, ``cross.layer.1``."""
+    module: nn.Module
+    """The host's own; its output receives the addition."""
+    width: int
+    """Channels of its input."""
+    out: int
+    """Channels of what is added."""
+    norm: Norm
+    """Where the block that it belongs to has its norms."""
+    positions: Positions
+    """How that block knows where a state lies."""
+    places: Places | None = None
+    """How its states lie over the image; None where they are texts, or follow the image's size."""
+    offset: int = 0
+    """Channel of the output that the addition starts at."""
+
+
+def sites_of(model: MultiGrainModel) -> dict[str, Site]:
+    """All sites of a model by name, in the order in which a pass meets them."""
+    found = [*_vision_sites(model.vision), *_text_sites(model)]
+    return {site.name: site for site in found}
+
+
+def _vision_sites(vision: VisionEncoder) -> Iterator[Site]:
+    if isinstance(vision, TimmEncoder | DetrEncoder):
+        for number, (stage, width) in enumerate(residual_stages(vision), start=1):
+            block = blocks_of(stage)[-1]
+            yield Site(f"vision.stage.{number}", block, width, width, "none", "none")
+    for number, block in enumerate(vision.blocks(), start=1):
+        name = f"vision.block.{number}"
+        yield from (
+            _detr_sites(name, block)
+            if isinstance(block, DetrLayer)
+            else _timm_sites(name, block, vision)
         )
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """States (T, N, C), or windows (T * windows, n, C), those of one text side by side."""
-        output: Tensor = self.host(inputs)
-        text = self.shared.text
-        if text is None:
-            return output
-        tokens = inputs.reshape(len(text), -1, inputs.shape[-1])
-        share = self.shared.weights(self.places)
-        for site, module in self.updates.items():
-            update = module(tokens, text, share).reshape(*inputs.shape[:-1], -1)
-            if site in _THIRDS:
-                width = update.shape[-1]
-                before = _THIRDS[site] * width
-                after = output.shape[-1] - before - width
-                update = nn.functional.pad(update, (before, after))
-            output = output + update
-        return output
+
+def _timm_sites(name: str, block: Any, vision: VisionEncoder) -> Iterator[Site]:
+    windowed = isinstance(vision, SwinEncoder)
+    positions: Positions = "relative" if windowed else "absolute"
+    width = int(block.norm1.normalized_shape[0])
+    grid = swin_grid(block) if windowed else Places(vision.grid, class_token=True)
+    inside = swin_windows(block) if windowed else grid
+    yield Site(name, block, width, width, "pre", positions, grid)
+    for part, third in THIRDS.items():
+        qkv = block.attn.qkv
+        yield Site(f"{name}.{part}", qkv, width, width, "pre", positions, inside, third * width)
+    hidden = block.mlp.fc1
+    yield Site(f"{name}.mlp", hidden, width, int(hidden.out_features), "pre", positions, grid)
 
 
-class SpreadingBlock(nn.Module):
-    """The first adapted block: from here on there is one row a text instead of one an image."""
-
-    def __init__(self, host: nn.Module, shared: Condition) -> None:
-        super().__init__()
-        self.host, self.shared = host, shared
-
-    def forward(self, states: Tensor, *args: Any, **options: Any) -> Tensor:
-        result: Tensor = self.host(self.shared.spread(states), *args, **options)
-        return result
+def _detr_sites(name: str, layer: DetrLayer) -> Iterator[Site]:
+    width = layer.query.in_features
+    yield Site(name, layer, width, width, "post", "sine")
+    for part in THIRDS:
+        yield Site(f"{name}.{part}", getattr(layer, part), width, width, "post", "sine")
+    yield Site(f"{name}.mlp", layer.up, width, layer.up.out_features, "post", "sine")
 
 
-class ConditionalBlock(nn.Module):
-    """A convolutional block with ``Conv_A(w * Conv_B(x))`` added to its output.
+def _text_sites(model: MultiGrainModel) -> Iterator[Site]:
+    width = model.config.text.hidden_size
+    for part, layers in (("text", model.text.layers), ("cross", model.cross.layers)):
+        for number, layer in enumerate(layers, start=1):
+            yield Site(f"{part}.layer.{number}", layer, width, width, "post", "absolute")
 
-    Conv_B (1 x 1, C_in to rank) makes the rank's channels, the coefficients weigh them, Conv_A
-    (3 x 3, rank to C_out) spreads them; Conv_A starts at zero. The block keeps its resolution.
-    """
 
-    def __init__(
-        self,
-        host: nn.Module,
-        channels: int,
-        text_width: int,
-        config: MmcaConfig,
-        shared: Condition,
-        first: bool,
-    ) -> None:
-        super().__init__()
-        self.host, self.shared, self.first = host, shared, first
-        self.coefficients = Coefficients(channels, text_width, config)
-        self.down = nn.Conv2d(channels, config.rank, kernel_size=1)
-        self.up = nn.Conv2d(config.rank, channels, kernel_size=3, padding=1)
-        nn.init.zeros_(self.up.weight)
-        torch.nn.init.zeros_(self.up.bias)  # type: ignore[arg-type]
+def residual_stages(vision: TimmEncoder | DetrEncoder) -> list[tuple[nn.Module, int]]:
+    """Stages whose last block keeps its resolution and channels, and their channels."""
+    if getattr(vision, "channels_last", False):
+        return []
+    # timm lists all stages here, also those whose maps are not asked for.
+    channels = {
+        entry["module"].replace(".", "_"): int(entry["num_chs"])
+        for entry in vision.backbone.feature_info.info
+    }
+    return [
+        (child, channels[name])
+        for name, child in vision.backbone.named_children()
+        if name in channels and _is_stage(child)
+    ]
 
-    def forward(self, states: Tensor) -> Tensor:
-        """States (I or T, C, H, W); from the first adapted block on, T."""
-        if self.first:
-            states = self.shared.spread(states)
-        output: Tensor = self.host(states)
-        text = self.shared.text
-        if text is None:
-            return output
-        height, width = states.shape[2:]
-        share = self.shared.weights(Places(grid=(height, width)))
-        weights = self.coefficients(states.flatten(2).transpose(1, 2), text, share)
-        return output + self.up(self.down(states) * weights[:, :, None, None])
+
+def blocks_of(stage: nn.Module) -> list[nn.Module]:
+    """The blocks of one of timm's stages."""
+    blocks = getattr(stage, "blocks", stage)
+    return list(blocks.children())
+
+
+def _is_stage(module: nn.Module) -> bool:
+    blocks = getattr(module, "blocks", module)
+    if not isinstance(blocks, nn.Sequential):
+        return False
+    children = list(blocks.children())
+    # A stem is a sequence of layers; a stage is one of blocks, which have parts of their own.
+    return len(children) > 1 and all(list(child.children()) for child in children)

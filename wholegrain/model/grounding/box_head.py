@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 from wholegrain.boxes import iou, xyxy_to_cxcywh
 from wholegrain.errors import ConfigError
 from wholegrain.model.attention import PredictionHead
-from wholegrain.model.config import BoxHeadConfig, ClsBoxHead
+from wholegrain.model.config import BoxHeadConfig, ClsBoxHead, MlpBoxHead
 from wholegrain.model.indexing import take
 
 _ELECTORATE = 64  # most voted proposals that stand for election; the others hold next to no votes
@@ -27,7 +28,12 @@ class BoxPrediction(NamedTuple):
     proposals: Tensor | None
     """(T, P, 4) cxcywh: the box that each patch would answer."""
     confidence: Tensor | None
-    """(T,) in 0..1, where the head has one: the share of the votes that lie inside the box."""
+    """(T,) in 0..1, where the head has one: the share of the votes that lie inside the box, or the
+    IoU that the head expects."""
+    quality: Tensor | None = None
+    """(T,) logits of the expected IoU, where the head has them."""
+    by_scale: tuple[BoxPrediction, ...] = ()
+    """Of each scale, coarse to fine, where there are several; the last is the answer."""
 
 
 class ClsHead(nn.Module):
@@ -39,6 +45,47 @@ class ClsHead(nn.Module):
 
     def forward(self, cls: Tensor, patches: Tensor, image: Tensor) -> BoxPrediction:
         return BoxPrediction(self.mlp(cls).float().sigmoid(), None, None, None)
+
+
+class MlpHead(nn.Module):
+    """``sigmoid(MLP(x))`` of fused vectors x, ReLU between the layers.
+
+    A second output tells the IoU that the box will have: a linear layer on the last hidden state,
+    whose gradient ends there, so that the box is learnt as without it.
+    """
+
+    def __init__(self, width: int, config: MlpBoxHead) -> None:
+        super().__init__()
+        hidden = config.width or width
+        widths = [width, *[hidden] * (config.layers - 1)]
+        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+        self.box = nn.Linear(widths[-1], 4)
+        self.quality = nn.Linear(widths[-1], 1)
+
+    def forward(self, cls: Tensor, patches: Tensor, image: Tensor) -> BoxPrediction:
+        for layer in self.hidden:
+            cls = F.relu(layer(cls))
+        quality = self.quality(cls.detach()).squeeze(-1).float()
+        boxes = self.box(cls).float().sigmoid()
+        return BoxPrediction(boxes, None, None, quality.detach().sigmoid(), quality)
+
+
+class ScaleHeads(nn.ModuleList):
+    """A head a scale; the finest one answers."""
+
+    def forward(self, vectors: Tensor, patches: Tensor, image: Tensor) -> BoxPrediction:
+        """Vectors (T, S, W), coarse to fine; the rest as of each head."""
+        scales = zip(self, vectors.unbind(dim=1), strict=True)
+        found = tuple(head(vector, patches, image) for head, vector in scales)
+        return found[-1]._replace(by_scale=found)
+
+    def answer_of(self, prediction: BoxPrediction, scale: Tensor) -> BoxPrediction:
+        """The same prediction, text t answered by scale `scale[t]` (T,) rather than the finest."""
+        rows = torch.arange(len(scale), device=scale.device)
+        boxes = torch.stack([each.boxes for each in prediction.by_scale])[scale, rows]
+        confidence = (each.confidence for each in prediction.by_scale)
+        chosen = torch.stack([each for each in confidence if each is not None])[scale, rows]
+        return prediction._replace(boxes=boxes, confidence=chosen)
 
 
 class PatchHead(nn.Module):
@@ -121,11 +168,37 @@ def _centres(grid: tuple[int, int]) -> Tensor:
 
 
 def build_box_head(
-    config: BoxHeadConfig, text_width: int, vision_width: int, grid: tuple[int, int]
+    config: BoxHeadConfig,
+    fused_width: int,
+    vision_width: int,
+    grid: tuple[int, int],
+    scales: int = 1,
 ) -> nn.Module:
-    """The head that a configuration describes."""
+    """The head that a configuration describes.
+
+    Args:
+        config: of the head.
+        fused_width: channels of the vectors that it reads.
+        vision_width: channels of the patches.
+        grid: (rows, columns) of the patches.
+        scales: vectors a text; each has a head of its own.
+
+    Raises:
+        ConfigError: patches shall vote where there is no grid of them.
+    """
+    if scales > 1:
+        if not isinstance(config, MlpBoxHead | ClsBoxHead):
+            raise ConfigError(
+                f"box_head is `{config.kind}`, whose patches vote; with fusion `scan` each scale "
+                "has patches of its own: use `mlp` or `cls`"
+            )
+        return ScaleHeads(
+            build_box_head(config, fused_width, vision_width, grid) for _ in range(scales)
+        )
     if isinstance(config, ClsBoxHead):
-        return ClsHead(text_width)
+        return ClsHead(fused_width)
+    if isinstance(config, MlpBoxHead):
+        return MlpHead(fused_width, config)
     if grid[0] * grid[1] < 4:
         raise ConfigError(f"box_head `patch` needs a grid of patches, not {grid}; use `cls`")
-    return PatchHead(text_width, vision_width, config.width, grid)
+    return PatchHead(fused_width, vision_width, config.width, grid)

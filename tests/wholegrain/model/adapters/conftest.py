@@ -24,9 +24,8 @@ def adapted(build: Callable[..., MultiGrainModel]) -> Callable[..., MultiGrainMo
         model.add_adapter(chosen)
         model.double().eval()
         if awake:
-            assert model.adapter is not None
             generator = torch.Generator().manual_seed(5)
-            for parameter in model.adapter.parameters():
+            for parameter in model.adapters.parameters():
                 nn.init.normal_(parameter, std=0.4, generator=generator)
         return model
 

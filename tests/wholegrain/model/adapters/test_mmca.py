@@ -9,8 +9,12 @@ from torch import Tensor, nn
 
 from wholegrain.errors import ConfigError
 from wholegrain.model.adapters.condition import mean_text
-from wholegrain.model.adapters.sites import ConditionalBlock, ConditionalLinear
+from wholegrain.model.adapters.mmca import Mmca
+from wholegrain.model.adapters.sites import sites_of
+from wholegrain.model.adapters.updates import ConvUpdate, LinearUpdate
+from wholegrain.model.checkpointing import checkpoint_blocks
 from wholegrain.model.config import MmcaConfig, TimmVision
+from wholegrain.model.grounding.records import TextStates
 from wholegrain.model.multigrain import MultiGrainModel
 from wholegrain.train.config import OptimConfig
 from wholegrain.train.optim import parameter_groups
@@ -32,9 +36,14 @@ HOSTS: list[tuple[str, dict[str, Any]]] = [
 
 def encode(model: MultiGrainModel, images: Tensor, words: Words, image: Tensor = IMAGE) -> Tensor:
     """Patches, one row a text."""
-    states = model.encode_text(*words)
-    features, rows = model.encode_for_texts(images, states, words[1], image)
+    features, rows = model.encode_for_texts(images, model.read_texts(*words), image)
     return features.patches[rows]
+
+
+def mmca(model: MultiGrainModel) -> Mmca:
+    found = model.adapters["mmca"]
+    assert isinstance(found, Mmca)
+    return found
 
 
 @pytest.mark.parametrize(("kind", "options"), HOSTS)
@@ -94,46 +103,54 @@ def test_ablations(
     assert (differs > 1e-4) == (condition == "text")
 
 
+def texts_of(*means: Tensor) -> TextStates:
+    """Texts of one token each, whose mean states are given."""
+    states = torch.stack(means)[:, None]
+    return TextStates(states, torch.ones(len(means), 1).bool())
+
+
 def test_update_of_a_linear_layer_by_hand(adapted: Adapted) -> None:
     """``y = W0 x + B diag(w) A x`` on query and key, the value left alone."""
     model = adapted("vit", awake=True)
-    layer = next(m for m in model.modules() if isinstance(m, ConditionalLinear))
+    host: Any = sites_of(model)["vision.block.3.query"].module
     states, words = torch.randn(2, 17, 24).double(), torch.randn(2, 24).double()
-    layer.shared.text, layer.shared.image = words, torch.tensor([0, 1])
-    found = layer(states)
-    weight, bias = layer.host.weight, layer.host.bias
+    with model.condition.on(texts_of(*words), torch.tensor([0, 1]), None):
+        found = host(states)
     for text in range(2):
-        change = torch.zeros_like(weight)
+        change = torch.zeros_like(host.weight)
         for third, site in enumerate(("query", "key")):
-            update: Any = layer.updates[site]
+            update: Any = mmca(model).updates[f"vision_block_3_{site}"]
             w = update.coefficients(states, words, None)[text]
             delta = update.up.weight @ torch.diag(w) @ update.down.weight
             change[24 * third : 24 * (third + 1)] = delta
-        expected = states[text] @ (weight + change).T + bias
+        expected = states[text] @ (host.weight + change).T + host.bias
         torch.testing.assert_close(found[text], expected, rtol=0, atol=1e-6)
         assert torch.equal(change[48:], torch.zeros(24, 24).double())
 
 
-def test_update_of_a_convolution_by_hand(adapted: Adapted) -> None:
-    model = adapted("timm", awake=True)
-    block = next(m for m in model.modules() if isinstance(m, ConditionalBlock))
+@pytest.mark.parametrize("order", ["paper", "release"])
+def test_update_of_a_convolution_by_hand(adapted: Adapted, order: str) -> None:
+    model = adapted("timm", awake=True, convolution=order)
+    (update,) = mmca(model).updates.values()
+    assert isinstance(update, ConvUpdate)
+    host = sites_of(model)["vision.stage.3"].module
     states, words = torch.randn(2, 16, 4, 4).double(), torch.randn(2, 24).double()
-    block.shared.text, block.shared.image = words, torch.tensor([0, 1])
-    found = block(states)
-    plain = block.host(states)
-    w = block.coefficients(states.flatten(2).transpose(1, 2), words, None)
-    down, up = block.down, block.up
+    with model.condition.on(texts_of(*words), torch.tensor([0, 1]), None):
+        found = host(states)
+    plain = host(states)
+    w = update.coefficients(states.flatten(2).transpose(1, 2), words, None)
+    down, up = update.down, update.up
     for text in range(2):
         # One 3 x 3 convolution whose kernel is sum_i w_i B_i (x) A_i; the inner bias is weighed
         # and spread like any input.
         kernel = torch.einsum(
-            "ork,r,rc->ock", up.weight.flatten(2), w[text], down.weight[:, :, 0, 0]
+            "ork,r,rcl->ockl", up.weight.flatten(2), w[text], down.weight.flatten(2)
         )
-        expected = nn.functional.conv2d(
-            states[text : text + 1], kernel.unflatten(2, (3, 3)), padding=1
-        )
-        constant = (w[text] * down.bias)[None, :, None, None].expand(1, -1, 4, 4)
-        expected += nn.functional.conv2d(constant, up.weight, up.bias, padding=1)
+        kernel = kernel.flatten(2).unflatten(2, (3, 3))
+        expected = nn.functional.conv2d(states[text : text + 1], kernel, padding=1)
+        inner = (w[text] * down.bias)[None, :, None, None].expand(1, -1, 4, 4)
+        margin = up.kernel_size[0] // 2
+        expected += nn.functional.conv2d(inner, up.weight, up.bias, padding=margin)
         torch.testing.assert_close(found[text], plain[text] + expected[0], rtol=0, atol=1e-6)
 
 
@@ -143,14 +160,12 @@ def test_padding_pixels_do_not_change_coefficients(
 ) -> None:
     """Judged at the first adapted place, where the states of padding are still padding's alone."""
     model = adapted(kind, awake=True, sites=("query",)) if kind != "timm" else adapted(kind, True)
-    assert model.adapter is not None
-    site = next(m for m in model.modules() if isinstance(m, ConditionalLinear | ConditionalBlock))
-    states, (_, mask) = model.encode_text(*words), words
+    (update,) = mmca(model).updates.values()
     side = model.vision.image_size
     photo = torch.ones(2, side, side, dtype=torch.bool)
     photo[0, side // 2 :] = False  # the lower half of image 0 is padding
     taken: list[Tensor] = []
-    coefficients: Any = next(m for n, m in site.named_modules() if n.endswith("coefficients"))
+    coefficients: Any = update.coefficients
 
     def disturb(_: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
         tokens, text, share = given
@@ -163,7 +178,7 @@ def test_padding_pixels_do_not_change_coefficients(
 
     coefficients.register_forward_pre_hook(disturb)
     coefficients.register_forward_hook(lambda _, __, made: taken.append(made))
-    with model.adapter.conditioned_on(states, mask, IMAGE, photo):
+    with model.condition.on(model.read_texts(*words), IMAGE, photo):
         model.encode_images(images(model).double())
     quiet, disturbed = taken
     torch.testing.assert_close(quiet, disturbed, rtol=0, atol=1e-12)
@@ -174,13 +189,11 @@ def test_a_mask_of_all_photo_is_no_mask(
     adapted: Adapted, images: Images, words: Words, kind: str
 ) -> None:
     model = adapted(kind, awake=True)
-    assert model.adapter is not None
-    states, (_, mask) = model.encode_text(*words), words
-    side = model.vision.image_size
+    texts, side = model.read_texts(*words), model.vision.image_size
     patches = []
     for photo in (None, torch.ones(2, side, side, dtype=torch.bool)):
-        with model.adapter.conditioned_on(states, mask, IMAGE, photo):
-            patches.append(model.encode_images(images(model).double()).patches)
+        features, _ = model.encode_for_texts(images(model).double(), texts, IMAGE, photo)
+        patches.append(features.patches)
     torch.testing.assert_close(*patches, rtol=0, atol=1e-10)
 
 
@@ -188,27 +201,97 @@ def test_condition_is_the_mean_of_the_texts_tokens(
     adapted: Adapted, images: Images, words: Words
 ) -> None:
     model = adapted("vit", awake=True)
-    assert model.adapter is not None
-    states, (_, mask) = model.encode_text(*words), words
-    with model.adapter.conditioned_on(states, mask, IMAGE):
-        assert torch.equal(model.adapter.shared.text, mean_text(states, mask))
-    padded = torch.cat([states, torch.full((3, 4, 24), 9.0).double()], 1)
-    longer = torch.cat([mask, torch.zeros(3, 4).bool()], 1)
-    with model.adapter.conditioned_on(padded, longer, IMAGE):
-        found = model.encode_images(images(model).double()).patches
-    torch.testing.assert_close(found, encode(model, images(model).double(), words))
+    texts = model.read_texts(*words)
+    with model.condition.on(texts, IMAGE, None):
+        found = model.condition.text
+        assert found is not None
+        assert torch.equal(found, mean_text(texts.states, texts.mask))
+    padded = torch.cat([texts.states, torch.full((3, 4, 24), 9.0).double()], 1)
+    longer = TextStates(padded, torch.cat([texts.mask, torch.zeros(3, 4).bool()], 1))
+    features, _ = model.encode_for_texts(images(model).double(), longer, IMAGE)
+    torch.testing.assert_close(features.patches, encode(model, images(model).double(), words))
 
 
 def test_condition_ends_with_the_block(adapted: Adapted, images: Images, words: Words) -> None:
     model = adapted("vit", awake=True)
-    assert model.adapter is not None
     with (
         pytest.raises(ZeroDivisionError),
-        model.adapter.conditioned_on(model.encode_text(*words), words[1], IMAGE),
+        model.condition.on(model.read_texts(*words), IMAGE, None),
     ):
         raise ZeroDivisionError
-    assert model.adapter.shared.text is None
+    assert model.condition.text is None
     assert len(model.encode_images(images(model).double()).patches) == 2
+
+
+@pytest.mark.parametrize("kind", ["vit", "swin"])
+def test_recomputed_blocks_meet_the_same_texts(
+    adapted: Adapted, images: Images, words: Words, kind: str
+) -> None:
+    """A block that is run again for its backward is conditioned as it was, though that is over."""
+    gradients = []
+    for recompute in (False, True):
+        model = adapted(kind, awake=True, blocks=2).train()
+        if recompute:
+            checkpoint_blocks(model)
+        encode(model, images(model).double(), words).square().sum().backward()
+        gradients.append([p.grad for p in model.adapters.parameters()])
+    for plain, again in zip(*gradients, strict=True):
+        assert plain is not None
+        torch.testing.assert_close(plain, again, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("kind", "options"), HOSTS)
+def test_what_precedes_the_texts_is_computed_once(
+    adapted: Adapted, images: Images, words: Words, kind: str, options: dict[str, Any]
+) -> None:
+    model = adapted(kind, awake=True, **options)
+    batch = images(model).double()
+    expected = [encode(model, batch, words), encode(model, batch, words, IMAGE.flip(0))]
+    runs = 0
+
+    def count(*_: Any) -> None:
+        nonlocal runs
+        runs += 1
+
+    first: Any = next(m for m in model.vision.modules() if isinstance(m, nn.Conv2d))
+    first.register_forward_hook(count)
+    with model.same_images():
+        found = [encode(model, batch, words), encode(model, batch, words, IMAGE.flip(0))]
+    assert runs == 1
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    encode(model, batch + 1, words)
+    assert runs == 2, "afterwards everything is computed again"
+
+
+@pytest.mark.parametrize(("kind", "options"), HOSTS)
+def test_maps_have_a_row_a_text(
+    adapted: Adapted, images: Images, words: Words, kind: str, options: dict[str, Any]
+) -> None:
+    """As many texts as images, all about one image: rows cannot be told apart by their number."""
+    model = adapted(kind, awake=True, **options)
+    two = (words[0][:2], words[1][:2])
+    batch, texts = images(model).double(), model.read_texts(*two)
+    together, _ = model.encode_for_texts(batch, texts, torch.tensor([1, 1]))
+    for row in range(2):
+        text = texts.take(torch.tensor([row]))
+        alone, _ = model.encode_for_texts(batch, text, torch.tensor([1]))
+        for of_both, of_one in zip(together.pyramid, alone.pyramid, strict=True):
+            torch.testing.assert_close(of_both[row], of_one[0], rtol=0, atol=1e-10)
+
+
+def test_off_is_the_host_to_the_bit(
+    build: Build, adapted: Adapted, images: Images, words: Words
+) -> None:
+    for kind in ("swin", "vit", "timm"):
+        host, model = build(kind).double().eval(), adapted(kind, awake=True)
+        batch = images(model).double()
+        with mmca(model).neutral():
+            assert not model.image_depends_on_text
+            assert torch.equal(
+                model.encode_images(batch).patches, host.encode_images(batch).patches
+            )
+            assert torch.equal(encode(model, batch, words), encode(host, batch, words))
+        assert model.image_depends_on_text
 
 
 @pytest.mark.parametrize(("kind", "options"), HOSTS)
@@ -216,20 +299,21 @@ def test_gradient_reaches_every_adapter_parameter(
     adapted: Adapted, images: Images, words: Words, kind: str, options: dict[str, Any]
 ) -> None:
     model = adapted(kind, awake=True, **options)
-    assert model.adapter is not None
     encode(model, images(model).double(), words).square().sum().backward()
-    parameters = list(model.adapter.parameters())
+    parameters = list(model.adapters.parameters())
     assert parameters
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in parameters)
 
 
 def test_at_the_start_b_alone_learns(adapted: Adapted, images: Images, words: Words) -> None:
     model = adapted("vit")
-    assert model.adapter is not None
     encode(model, images(model).double(), words).square().sum().backward()
-    update: Any = next(m for m in model.modules() if isinstance(m, ConditionalLinear)).updates
-    assert update["query"].up.weight.grad.abs().sum() > 0
-    assert update["query"].down.weight.grad.abs().sum() == 0
+    update = mmca(model).updates["vision_block_3_query"]
+    assert isinstance(update, LinearUpdate)
+    up, down = update.up.weight.grad, update.down.weight.grad
+    assert up is not None and down is not None
+    assert up.abs().sum() > 0
+    assert down.abs().sum() == 0
 
 
 @pytest.mark.parametrize(("kind", "options"), HOSTS)
@@ -237,20 +321,16 @@ def test_parameters_are_what_the_host_lacks(
     build: Build, adapted: Adapted, kind: str, options: dict[str, Any]
 ) -> None:
     host, model = build(kind), adapted(kind, **options)
-    assert model.adapter is not None
-    added = {id(p) for p in model.adapter.parameters()}
-    names = {n.replace("host.", "") for n, p in model.named_parameters() if id(p) not in added}
+    names = {n for n, _ in model.named_parameters() if not n.startswith("adapters.")}
     assert names == {n for n, _ in host.named_parameters()}
-    assert len(added) == len(list(model.parameters())) - len(list(host.parameters()))
 
 
 def test_adapters_have_a_group_and_a_rate_of_their_own(adapted: Adapted) -> None:
     model = adapted("vit")
-    assert model.adapter is not None
     optim = OptimConfig(adapter_lr_factor=7.0)
-    groups = parameter_groups(model, optim, model.adapter.parameters())
+    groups = parameter_groups(model, optim, model.adapters.parameters())
     own = {id(p) for group in groups if group["factor"] == 7.0 for p in group["params"]}
-    assert own == {id(p) for p in model.adapter.parameters()}
+    assert own == {id(p) for p in model.adapters.parameters()}
     plain = parameter_groups(model, optim)
     assert all(group["factor"] != 7.0 for group in plain)
 
@@ -258,7 +338,7 @@ def test_adapters_have_a_group_and_a_rate_of_their_own(adapted: Adapted) -> None
 @pytest.mark.parametrize(("kind", "count"), [("vit", 3), ("swin", 4), ("timm", 3)])
 def test_more_blocks_than_there_are(build: Build, kind: str, count: int) -> None:
     build(kind).add_adapter(MmcaConfig(rank=2, blocks=count))
-    with pytest.raises(ConfigError, match=rf"adapter.blocks is {count + 1}"):
+    with pytest.raises(ConfigError, match=rf"adapters.blocks is {count + 1}"):
         build(kind).add_adapter(MmcaConfig(rank=2, blocks=count + 1))
 
 
@@ -266,8 +346,9 @@ def test_a_refused_adapter_leaves_the_host_alone(build: Build) -> None:
     model = build("vit")
     with pytest.raises(ConfigError):
         model.add_adapter(MmcaConfig(blocks=9))
-    assert model.adapter is None
-    assert model.config.adapter is None
+    assert not model.adapters
+    assert model.config.adapters == ()
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in model.modules())
 
 
 def test_regions_with_blocks_of_their_own_are_refused(build: Build) -> None:

@@ -5,8 +5,14 @@ import torch
 
 from wholegrain.boxes import cxcywh_to_xyxy
 from wholegrain.errors import ConfigError
-from wholegrain.model.config import ClsBoxHead, PatchBoxHead
-from wholegrain.model.grounding.box_head import PatchHead, build_box_head, consensus
+from wholegrain.model.config import ClsBoxHead, MlpBoxHead, PatchBoxHead
+from wholegrain.model.grounding.box_head import (
+    MlpHead,
+    PatchHead,
+    ScaleHeads,
+    build_box_head,
+    consensus,
+)
 
 GRID = (3, 4)
 
@@ -114,3 +120,51 @@ def test_whole_model_in_another_precision(kind: torch.dtype) -> None:
     for config in (ClsBoxHead(), PatchBoxHead(width=8)):
         head = build_box_head(config, 6, 5, GRID).to(kind)
         assert head(CLS.to(kind), PATCHES.to(kind), IMAGE).boxes.dtype == torch.float32
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_mlp_head_by_hand(layers: int) -> None:
+    head = build_box_head(MlpBoxHead(layers=layers, width=7), 6, 5, GRID)
+    assert isinstance(head, MlpHead)
+    hidden = CLS
+    for layer in head.hidden:
+        hidden = torch.relu(layer(hidden))
+    found = head(CLS, PATCHES, IMAGE)
+    assert torch.equal(found.boxes, head.box(hidden).sigmoid())
+    assert found.quality is not None and found.confidence is not None
+    torch.testing.assert_close(found.confidence, head.quality(hidden).squeeze(1).sigmoid())
+
+
+def test_mlp_head_has_the_published_size() -> None:
+    """768-768-768-4 are 1,184,260 parameters; the expected IoU is one more output."""
+    head = build_box_head(MlpBoxHead(), 768, 5, GRID)
+    quality = sum(p.numel() for n, p in head.named_parameters() if n.startswith("quality"))
+    assert sum(p.numel() for p in head.parameters()) - quality == 1_184_260
+    assert quality == 769
+
+
+def test_the_expected_iou_does_not_move_the_box() -> None:
+    head = build_box_head(MlpBoxHead(), 6, 5, GRID)
+    vectors = CLS.clone().requires_grad_()
+    head(vectors, PATCHES, IMAGE).quality.sum().backward()
+    assert vectors.grad is None
+    learns = {n for n, p in head.named_parameters() if p.grad is not None}
+    assert learns == {"quality.weight", "quality.bias"}
+
+
+def test_scales_have_heads_of_their_own_and_the_finest_answers() -> None:
+    heads = build_box_head(MlpBoxHead(layers=2), 6, 5, GRID, scales=3)
+    assert isinstance(heads, ScaleHeads)
+    vectors = torch.randn(4, 3, 6)
+    found = heads(vectors, PATCHES, IMAGE)
+    assert len(found.by_scale) == 3
+    for number, head in enumerate(heads):
+        alone = head(vectors[:, number], PATCHES, IMAGE)
+        assert torch.equal(found.by_scale[number].boxes, alone.boxes)
+    assert torch.equal(found.boxes, found.by_scale[2].boxes)
+    assert not torch.equal(found.boxes, found.by_scale[1].boxes)
+
+
+def test_patches_cannot_vote_at_several_scales() -> None:
+    with pytest.raises(ConfigError, match="box_head is `patch`.*use `mlp`"):
+        build_box_head(PatchBoxHead(), 6, 5, GRID, scales=2)
