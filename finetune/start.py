@@ -28,7 +28,7 @@ def starting_model(config: FinetuneConfig, corpus: Corpus) -> tuple[MultiGrainMo
     """
     torch.manual_seed(config.run.seed)
     if config.init is not None:
-        model, tokenizer = _pretrained(Path(config.init))
+        model, tokenizer = pretrained(Path(config.init))
     else:
         assert config.model is not None  # the config says so
         tokenizer = _tokenizer(config, corpus)
@@ -44,20 +44,30 @@ def starting_model(config: FinetuneConfig, corpus: Corpus) -> tuple[MultiGrainMo
     return model, tokenizer
 
 
-def _pretrained(folder: Path) -> tuple[MultiGrainModel, Tokenizer]:
+def pretrained(folder: Path, field: str = "init") -> tuple[MultiGrainModel, Tokenizer]:
+    """The model of a release, or of the newest checkpoint of a run folder.
+
+    Args:
+        folder: of either.
+        field: of the configuration that names it, for the error.
+
+    Raises:
+        ConfigError: it is neither.
+        ReleaseError, CheckpointError: it is one that cannot be read.
+    """
     if (folder / CHECKSUMS).exists():
         model, tokenizer, _ = load_release(folder)
         return model, tokenizer
     found = checkpoint.latest(folder)
     if found is None:
         raise ConfigError(
-            f"init is {str(folder)!r}, which holds neither a release ({CHECKSUMS}) nor a complete "
+            f"{field} is {str(folder)!r}, which holds neither a release ({CHECKSUMS}) nor a complete "
             "checkpoint; give a release folder or a run folder"
         )
     problem = checkpoint.verify(found)
     if problem is not None:
         raise ConfigError(
-            f"init: {found.folder} is not whole: {problem}; give another run or a release"
+            f"{field}: {found.folder} is not whole: {problem}; give another run or a release"
         )
     described = json.loads((found.folder / "config.json").read_text(encoding="utf-8"))
     model = MultiGrainModel(model_config(described, where=str(found.folder / "config.json")))

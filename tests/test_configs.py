@@ -6,14 +6,21 @@ import pytest
 import yaml
 
 from finetune.config import FinetuneConfig
+from finetune.few_shot import main as few_shot
 from finetune.refcoco import main as finetune
+from finetune.shots.config import FewShotConfig
 from pretrain.__main__ import main as pretrain
 from pretrain.config import PretrainConfig
 from wholegrain.config import from_dict, load_config
 from wholegrain.model.config import ModelConfig
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-STAGES = {"pretrain": (PretrainConfig, pretrain), "finetune": (FinetuneConfig, finetune)}
+FOLDERS = ("pretrain", "finetune")
+STAGES = {
+    "pretrain": (PretrainConfig, pretrain),
+    "finetune": (FinetuneConfig, finetune),
+    "few_shot": (FewShotConfig, few_shot),
+}
 FILES = sorted(CONFIGS.rglob("*.yaml"))
 
 
@@ -21,25 +28,30 @@ def name(path: Path) -> str:
     return str(path.relative_to(CONFIGS))
 
 
+def stage_of(path: Path) -> str:
+    return "few_shot" if path.stem.startswith("few_shot") else path.parent.name
+
+
 def test_every_folder_has_a_class() -> None:
     folders = {path.relative_to(CONFIGS).parts[0] for path in FILES}
-    assert folders <= {*STAGES, "model"}, "say below how these are to be tested"
-    assert set(STAGES) <= folders
+    assert folders <= {*FOLDERS, "model"}, "say below how these are to be tested"
+    assert set(FOLDERS) <= folders
+    assert {stage_of(path) for path in FILES} >= set(STAGES)
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if p.parent.name in STAGES], ids=name)
+@pytest.mark.parametrize("path", [p for p in FILES if p.parent.name in FOLDERS], ids=name)
 def test_a_stage_loads_and_prints_itself(
     path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cls, main = STAGES[path.parent.name]
+    cls, main = STAGES[stage_of(path)]
     config = load_config(cls, path)
     assert main(["--config", str(path), "--print-config"]) == 0
     printed = tmp_path / "printed.yaml"
     printed.write_text(capsys.readouterr().out)
     assert load_config(cls, printed) == config
     # Two runs must not write into one folder by accident.
-    others = [p for p in FILES if p.parent.name in STAGES and p != path]
-    assert config.out not in {load_config(STAGES[p.parent.name][0], p).out for p in others}
+    others = [p for p in FILES if p.parent.name in FOLDERS and p != path]
+    assert config.out not in {load_config(STAGES[stage_of(p)][0], p).out for p in others}
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if p.parent.name == "model"], ids=name)
@@ -54,9 +66,9 @@ def test_a_model_loads(path: Path) -> None:
         assert config.box_head == expected.box_head
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if p.parent.name in STAGES], ids=name)
+@pytest.mark.parametrize("path", [p for p in FILES if p.parent.name in FOLDERS], ids=name)
 def test_a_stage_starts_from_what_another_makes(path: Path) -> None:
-    if path.parent.name != "finetune":
+    if stage_of(path) != "finetune":
         return
     config = load_config(FinetuneConfig, path)
     stages = [load_config(PretrainConfig, p).out for p in FILES if p.parent.name == "pretrain"]

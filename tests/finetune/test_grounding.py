@@ -56,7 +56,14 @@ def test_all_that_learns_takes_part(
 ) -> None:
     # On several ranks a parameter without a gradient would stop the run at its second step.
     model = tiny_finetune["model"] | ({"vision": VISION[vision]} if vision else {})
-    adapter = {"kind": "mmca", "rank": 4, "embed_dim": 8, "gate_dim": 4, "blocks": 1, "condition": condition}
+    adapter = {
+        "kind": "mmca",
+        "rank": 4,
+        "embed_dim": 8,
+        "gate_dim": 4,
+        "blocks": 1,
+        "condition": condition,
+    }
     if vision == "swin" and head == "patch":
         model = model | {"vision": VISION["swin"] | {"image_size": 128, "window": 4}}
     module, losses = forward(
@@ -73,6 +80,59 @@ def test_all_that_learns_takes_part(
     assert idle == []
     asleep = [n for n, p in module.named_parameters() if not p.requires_grad and p.grad is not None]
     assert asleep == []
+
+
+CA2M = {
+    "kind": "ca2m",
+    "groups": 1,
+    "stage_width": 8,
+    "group_width": 8,
+    "group_layers": 1,
+    "fusion_layers": 1,
+    "heads": 2,
+    "group_feed_forward": 16,
+    "feed_forward": 16,
+}
+SCAN = {"kind": "scan", "scales": 2, "selector_width": 8}
+MMA = {"kind": "mma", "rank": 4, "blocks": 1, "alpha": 0.1}
+MMCA = {"kind": "mmca", "rank": 4, "embed_dim": 8, "gate_dim": 4, "blocks": 1}
+
+
+@pytest.mark.parametrize("train_host", [True, False])
+@pytest.mark.parametrize(
+    ("vision", "fusion", "adapters"),
+    [
+        (None, CA2M, []),
+        (None, CA2M, [MMCA]),
+        ("vit", SCAN, []),
+        ("vit", SCAN, [MMA, MMCA]),
+        ("vit", None, [MMA]),
+        ("swin", None, [MMA | {"cross": True}, MMCA]),
+    ],
+)
+def test_all_that_learns_takes_part_in_every_method(
+    tiny_finetune: Settings,
+    vision: str | None,
+    fusion: Settings | None,
+    adapters: list[Settings],
+    train_host: bool,
+) -> None:
+    model = tiny_finetune["model"] | ({"vision": VISION[vision]} if vision else {})
+    module, losses = forward(
+        started(
+            tiny_finetune,
+            model=model,
+            fusion=fusion,
+            box_head={"kind": "mlp"},
+            adapters=adapters,
+            train_host=train_host,
+            loss={"budget": 0.1},
+        )
+    )
+    assert ("budget" in losses) == ("kept" in losses) == (fusion is SCAN)
+    losses["loss"].backward()
+    for name, parameter in module.named_parameters():
+        assert parameter.requires_grad == (parameter.grad is not None), name
 
 
 def test_the_loss_is_the_weighted_sum_of_its_terms(tiny_finetune: Settings) -> None:
