@@ -80,6 +80,17 @@ class BoxLossConfig:
 
 
 @config
+class BackbonesConfig:
+    """Pretrained encoders; heads, fusion and cross-attention start from nothing."""
+
+    vision: str | None = None
+    """Weights of the image encoder: a Swin, ViT, DeiT or DETR checkpoint, or a CLIP folder; null
+    starts from nothing."""
+    text: str | None = None
+    """A BERT folder; null starts from nothing."""
+
+
+@config
 class FinetuneConfig:
     """A finetuning run."""
 
@@ -89,6 +100,8 @@ class FinetuneConfig:
     """A release, or a run folder whose newest checkpoint is taken; null starts from nothing."""
     model: ModelConfig | None = None
     """The model, where `init` is null."""
+    backbones: BackbonesConfig | None = None
+    """Pretrained encoders of `model`; null starts it from nothing."""
     tokenizer: str | None = None
     """``tokenizer.json`` or ``vocab.txt``, where `init` is null; null learns one."""
     vocabulary: int = Field(default=4000, ge=100)
@@ -117,4 +130,9 @@ class FinetuneConfig:
             raise ConfigError(
                 "give either init (a release or run folder) or model (to start from nothing), "
                 f"not {'both' if self.init else 'neither'}"
+            )
+        if self.backbones is not None and self.init is not None:
+            raise ConfigError(
+                f"init is {self.init!r}, which brings encoders of its own; leave backbones out, or "
+                "give model in place of init"
             )

@@ -12,6 +12,7 @@ import torch
 from finetune.config import FinetuneConfig
 from wholegrain.data.corpus import Corpus
 from wholegrain.errors import ConfigError
+from wholegrain.hub.backbones import load_backbones
 from wholegrain.hub.release import CHECKSUMS, load_release, model_config
 from wholegrain.model.grounding_reach import unreached
 from wholegrain.model.multigrain import MultiGrainModel
@@ -34,6 +35,9 @@ def starting_model(config: FinetuneConfig, corpus: Corpus) -> tuple[MultiGrainMo
         tokenizer = _tokenizer(config, corpus)
         text = dataclasses.replace(config.model.text, vocab_size=tokenizer.vocab_size)
         model = MultiGrainModel(dataclasses.replace(config.model, text=text))
+        if config.backbones is not None:
+            paths = dataclasses.asdict(config.backbones)
+            load_backbones(model, **{name: Path(path) for name, path in paths.items() if path})
     if config.fusion is not None:
         model.new_fusion(config.fusion, config.box_head)
     elif config.box_head is not None:

@@ -29,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "info": info,
         "import-xvlm": import_from_xvlm,
         "export-xvlm": export_to_xvlm,
+        "import-transvg": import_from_transvg,
     }
     return verbs[arguments.verb](arguments)
 
@@ -128,6 +129,23 @@ def export_to_xvlm(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def import_from_transvg(arguments: argparse.Namespace) -> int:
+    """Makes a release of a TransVG or MMCA checkpoint and says what went where."""
+    from wholegrain.hub.import_transvg import import_transvg
+
+    report = import_transvg(
+        arguments.file,
+        arguments.out,
+        vocab=arguments.vocab,
+        image_size=arguments.image_size,
+        text_heads=arguments.text_heads,
+        overwrite=arguments.overwrite,
+    )
+    print(report)
+    print(f"\n{arguments.out}: a release; wholegrain.load reads it")
+    return 0
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m wholegrain", description=__doc__)
@@ -143,6 +161,7 @@ def build_parser() -> argparse.ArgumentParser:
     two.add_argument("model", type=Path, metavar="DIR")
     two.add_argument("--json", action="store_true", help="print as JSON")
     _add_xvlm(verbs)
+    _add_transvg(verbs)
     return parser
 
 
@@ -165,6 +184,18 @@ def _add_xvlm(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         help="default: that of the imported file, else pretrained",
     )
     two.add_argument("--overwrite", action="store_true", help="replace an earlier file")
+
+
+def _add_transvg(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    one = verbs.add_parser("import-transvg", help="make a release of a TransVG or MMCA checkpoint")
+    one.add_argument("file", type=Path, metavar="FILE.pth", help="as its training stored it")
+    one.add_argument("--out", type=Path, required=True, metavar="DIR", help="the release")
+    one.add_argument("--vocab", type=Path, metavar="FILE", help="vocab.txt of bert-base-uncased")
+    one.add_argument(
+        "--image-size", type=_count, default=640, metavar="PIXELS", help="of its training: 640"
+    )
+    one.add_argument("--text-heads", type=_count, metavar="N", help="default: 64 channels a head")
+    one.add_argument("--overwrite", action="store_true", help="replace an earlier release")
 
 
 def _count(text: str) -> int:

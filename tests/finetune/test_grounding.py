@@ -93,6 +93,7 @@ CA2M = {
     "group_feed_forward": 16,
     "feed_forward": 16,
 }
+REG = {"kind": "reg", "width": 16, "layers": 1, "heads": 2, "feed_forward": 16}
 SCAN = {"kind": "scan", "scales": 2, "selector_width": 8}
 MMA = {"kind": "mma", "rank": 4, "blocks": 1, "alpha": 0.1}
 MMCA = {"kind": "mmca", "rank": 4, "embed_dim": 8, "gate_dim": 4, "blocks": 1}
@@ -104,6 +105,7 @@ MMCA = {"kind": "mmca", "rank": 4, "embed_dim": 8, "gate_dim": 4, "blocks": 1}
     [
         (None, CA2M, []),
         (None, CA2M, [MMCA]),
+        (None, REG, [MMCA]),
         ("vit", SCAN, []),
         ("vit", SCAN, [MMA, MMCA]),
         ("vit", None, [MMA]),

@@ -20,8 +20,9 @@ from torch.nn import functional as F
 
 from wholegrain.config import from_dict, to_dict
 from wholegrain.errors import CheckpointError, ConfigError
-from wholegrain.model.adapters.mma import MmaConfig, paired
+from wholegrain.model.adapters.mma import paired
 from wholegrain.model.adapters.mma_pair import Pair, PairedAdapter
+from wholegrain.model.config import MmaConfig
 from wholegrain.model.tensor_file import flush_folder, write_tensors
 from wholegrain.model.weights import load_weights
 
@@ -237,8 +238,8 @@ class TextFeatureCache:
 def weights_mark(tensors: Iterable[Tensor]) -> tuple[Any, ...]:
     """Something that differs once a tensor's bits do; one wait for each device.
 
-    Two elements that change places are told by torch's count of changes alone, which an assignment
-    through ``.data`` does not touch.
+    The sum of the bits is not enough: it stays where two elements change places. Nor is torch's
+    count of changes: the fused AdamW does not raise it, an assignment through ``.data`` neither.
     """
     tensors = list(tensors)
     kinds = tuple((tensor.dtype, tensor.device, tensor.shape) for tensor in tensors)

@@ -8,12 +8,12 @@ from pydantic import Field
 
 from wholegrain.config import config
 from wholegrain.errors import ConfigError
-from wholegrain.model.adapter_config import MmcaConfig
+from wholegrain.model.adapter_config import MmaConfig, MmcaConfig
 from wholegrain.model.config_checks import divides
-from wholegrain.model.fusion_config import Ca2mFusion, CrossFusion, ScanFusion
+from wholegrain.model.fusion_config import Ca2mFusion, CrossFusion, RegFusion, ScanFusion
 
 # What a model is made of is imported from here, wherever it is written.
-__all__ = ["Ca2mFusion", "CrossFusion", "MmcaConfig", "ScanFusion"]
+__all__ = ["Ca2mFusion", "CrossFusion", "MmaConfig", "MmcaConfig", "RegFusion", "ScanFusion"]
 
 
 @config
@@ -216,10 +216,12 @@ class MlpBoxHead:
 BoxHeadConfig = Annotated[ClsBoxHead | PatchBoxHead | MlpBoxHead, Field(discriminator="kind")]
 
 
-AdapterConfig = Annotated[MmcaConfig, Field(discriminator="kind")]
+AdapterConfig = Annotated[MmcaConfig | MmaConfig, Field(discriminator="kind")]
 
 
-FusionConfig = Annotated[CrossFusion | Ca2mFusion | ScanFusion, Field(discriminator="kind")]
+FusionConfig = Annotated[
+    CrossFusion | Ca2mFusion | ScanFusion | RegFusion, Field(discriminator="kind")
+]
 
 
 @config

@@ -104,3 +104,28 @@ class ScanFusion:
                 f"fusion.exit_quality is {self.exit_quality}, but there is only one scale to read; "
                 "raise fusion.scales or set it to null"
             )
+
+
+@config
+class RegFusion:
+    """A learnt [REG] token reads text and image together in transformer layers of its own
+    (TransVG); the host that MMCA was published on.
+    """
+
+    kind: Literal["reg"] = "reg"
+    width: int = Field(default=256, gt=0)
+    """Channels of the fused vector."""
+    layers: int = Field(default=6, gt=0)
+    """Transformer layers over [REG], text and image."""
+    heads: int = Field(default=8, gt=0)
+    """Attention heads."""
+    feed_forward: int = Field(default=2048, gt=0)
+    """Hidden width of a layer's feed-forward."""
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Dropout of hidden states and attention weights."""
+    max_text: int = Field(default=40, gt=0)
+    """Tokens of a text that have a place in the table of positions, [CLS] included; at least
+    `data.max_tokens`."""
+
+    def __post_init__(self) -> None:
+        divides("fusion.width", self.width, "fusion.heads", self.heads)

@@ -33,6 +33,7 @@ _NEW = (
     "contrastive_bias",
     "match_head",
     "box_head",
+    "fusion.",
 )
 
 
@@ -217,8 +218,7 @@ class Optimizer:
             for number, group in enumerate(groups)
             if (each := group.pop("own")) is not None
         }
-        # None for all groups: a run without own groups need not pick any.
-        self._shared = set(range(len(groups))) - self._own.keys() if self._own else None
+        self._shared = set(range(len(groups))) - self._own.keys()
         self.adamw = PartitionedAdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps)
         self.updates = 0
         """Updates so far, those that were skipped included; a resumed run goes on counting."""
@@ -302,7 +302,7 @@ class Optimizer:
         bias, which is torch's with ``eps / sqrt(1 - beta2^t)``; it matters for tiny gradients. Here
         t counts all updates, also for a parameter that only some of them reach.
         """
-        norm = self.gradients.norm(self._shared)
+        norm = self.gradients.norm(self._shared) if self._own else self.gradients.norm()
         own = {number: self.gradients.norm({number}) for number in self._own}
         scale = None if self._scale is None else self._scale.on(norm.device)
         if scale is not None:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from wholegrain.errors import CheckpointError, ConfigError
-from wholegrain.model.adapters.mma import MmaConfig
 from wholegrain.model.clip_host import (
     MmaClip,
     TextFeatureCache,
@@ -19,6 +18,7 @@ from wholegrain.model.clip_host import (
     load_clip,
     weights_mark,
 )
+from wholegrain.model.config import MmaConfig
 from wholegrain.model.tensor_file import write_tensors
 
 END = 49

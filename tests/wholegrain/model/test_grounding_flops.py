@@ -8,11 +8,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from wholegrain.model.config import (
+    AdapterConfig,
+    Ca2mFusion,
     ClsBoxHead,
+    CrossFusion,
     DetrVision,
+    FusionConfig,
+    MlpBoxHead,
+    MmaConfig,
     MmcaConfig,
     ModelConfig,
     PatchBoxHead,
+    ScanFusion,
     SwinVision,
     TextConfig,
     TimmVision,
@@ -20,6 +27,7 @@ from wholegrain.model.config import (
     VitVision,
 )
 from wholegrain.model.grounding_flops import GroundingCost
+from wholegrain.model.grounding_reach import unreached
 from wholegrain.model.multigrain import MultiGrainModel
 
 SIDE = 64
@@ -41,6 +49,18 @@ VISIONS: dict[str, VisionConfig] = {
         options={"channels": [4, 8, 16, 32]},
     ),
 }
+SCAN = ScanFusion(scales=2, selector_width=8)
+CA2M = Ca2mFusion(
+    groups=2,
+    stage_width=8,
+    stride=16,
+    group_width=8,
+    group_layers=1,
+    fusion_layers=2,
+    heads=2,
+    group_feed_forward=16,
+    feed_forward=16,
+)
 ADAPTER = MmcaConfig(rank=4, embed_dim=8, gate_dim=4, blocks=2)
 CASES = [
     ("swin", None, True),
@@ -64,7 +84,11 @@ def build(vision: str, adapter: MmcaConfig | None, train_host: bool) -> MultiGra
     )
     head = ClsBoxHead() if vision == "swin" else PatchBoxHead(width=8)
     config = ModelConfig(
-        vision=VISIONS[vision], text=text, embed_dim=8, box_head=head, adapters=(adapter,) if adapter else ()
+        vision=VISIONS[vision],
+        text=text,
+        embed_dim=8,
+        box_head=head,
+        adapters=(adapter,) if adapter else (),
     )
     model = MultiGrainModel(config).eval()
     model.requires_grad_(train_host)
@@ -99,6 +123,33 @@ def test_a_step_against_torch(vision: str, adapter: MmcaConfig | None, train_hos
     As many texts an image, where they share it: otherwise the fast path fills up.
     """
     model = build(vision, adapter, train_host)
+    cost = GroundingCost(model)
+    assert cost(2, [7] * 4) == counted(model, [0, 0, 1, 1], 7)
+
+
+@pytest.mark.parametrize("train_host", [True, False])
+@pytest.mark.parametrize(
+    ("vision", "fusion", "adapter"),
+    [
+        ("timm", CA2M, None),
+        ("timm", CA2M, ADAPTER),
+        ("vit", SCAN, None),
+        ("vit", SCAN, MmaConfig(rank=4, blocks=2)),
+        ("swin", CrossFusion(), MmaConfig(rank=4, blocks=2)),
+    ],
+)
+def test_a_step_of_each_method_against_torch(
+    vision: str, fusion: FusionConfig, adapter: AdapterConfig | None, train_host: bool
+) -> None:
+    model = build(vision, None, train_host)
+    model.new_fusion(fusion, MlpBoxHead(layers=2))
+    if adapter is not None:
+        model.add_adapter(adapter)
+    if model.fusion is not None:
+        model.fusion.train()  # its work does not depend on what it sees, as in a step
+    parameters = dict(model.named_parameters())
+    for name in unreached(model):
+        parameters[name].requires_grad_(False)
     cost = GroundingCost(model)
     assert cost(2, [7] * 4) == counted(model, [0, 0, 1, 1], 7)
 

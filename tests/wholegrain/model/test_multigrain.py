@@ -169,7 +169,12 @@ def test_adapters_leave_the_hosts_random_start_alone(build: Build) -> None:
         config = build("vit").config
         torch.manual_seed(7)
         model = MultiGrainModel(
-            ModelConfig(vision=config.vision, text=config.text, embed_dim=8, adapters=(adapter,) if adapter else ())
+            ModelConfig(
+                vision=config.vision,
+                text=config.text,
+                embed_dim=8,
+                adapters=(adapter,) if adapter else (),
+            )
         )
         states.append({n.replace("host.", ""): p for n, p in model.named_parameters()})
     plain, adapted = states

@@ -11,7 +11,13 @@ from torch import Tensor, nn
 
 from wholegrain.errors import CheckpointError
 from wholegrain.train.config import OptimConfig, OutlierConfig, RunConfig
-from wholegrain.train.optim import Optimizer, Update, learning_rate, parameter_groups
+from wholegrain.train.optim import (
+    Optimizer,
+    OwnGroup,
+    Update,
+    learning_rate,
+    parameter_groups,
+)
 from wholegrain.train.optimizer_state import Fragment, StoredState
 
 
@@ -251,6 +257,147 @@ def test_values_keep_within_their_limits() -> None:
     assert model.encoder.bias.tolist() == pytest.approx([-0.01] * 3)
     with pytest.raises(KeyError):
         Optimizer(model, OptimConfig(), 10, limits={"frozen.weight": (0.0, 1.0)})
+
+
+# --- groups of their own --------------------------------------------------------------------------
+
+
+class Paced(nn.Module):
+    """A model, and a learnt number of its loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = nn.Linear(2, 1, bias=False)
+        self.cross_attention = nn.Linear(2, 1, bias=False)
+        self.rho = nn.Parameter(torch.tensor(1.0))
+        for weight in (self.model.weight, self.cross_attention.weight):
+            nn.init.ones_(weight)
+
+    def own(self, lr: float = 0.5) -> OwnGroup:
+        return OwnGroup("sigma", [self.rho], lr, clip_norm=2.0)
+
+    def give(self, model: float, rho: float) -> None:
+        """Gradients whose norms are 5 times `model`, and `rho`."""
+        self.model.weight.grad = model * torch.tensor([[3.0, 0.0]])
+        self.cross_attention.weight.grad = model * torch.tensor([[0.0, 4.0]])
+        self.rho.grad = torch.tensor(rho)
+
+    def values(self) -> list[float]:
+        weights = self.model.weight, self.cross_attention.weight
+        return [weights[0][0, 0].item(), weights[1][0, 1].item(), self.rho.item()]
+
+
+def test_an_own_group_is_apart_and_does_not_decay() -> None:
+    model = Named()
+    # The rates and decays that other groups have too, and a matrix.
+    held = [model.temperature, model.frozen.weight, model.cross_attention.weight]
+    own = OwnGroup("sigma", held, lr=2.0, clip_norm=1.0)
+    groups = parameter_groups(model, OPTIM, model.adapter.parameters(), [own])
+    (found,) = [group for group in groups if group["own"] is own]
+    assert found["names"] == ["temperature", "cross_attention.weight"]
+    assert (found["factor"], found["weight_decay"]) == (2.0, 0.0)
+    others = {name for group in groups if group["own"] is None for name in group["names"]}
+    assert others == {n for names in grouped(OPTIM).values() for n in names} - set(found["names"])
+    foreign = OwnGroup("sigma", [nn.Parameter(torch.ones(2))], lr=2.0, clip_norm=1.0)
+    with pytest.raises(KeyError, match="own groups sigma"):
+        Optimizer(model, OPTIM, 10, own=[foreign])
+
+
+def test_an_own_rate_is_absolute_and_follows_the_schedule() -> None:
+    for lr in (1.0, 1e-3):
+        module = Paced()
+        optim = OptimConfig(lr=lr, new_lr_factor=2.0, warmup=4)
+        optimizer = Optimizer(module, optim, steps=12, own=[module.own(lr=5e-5)])
+        for step, share in ((2, 0.5), (4, 1.0), (8, 0.5)):
+            optimizer.begin_step(step)
+            assert optimizer.rates() == pytest.approx(
+                {
+                    "learning_rate": share * lr,
+                    "learning_rate/new": share * 2 * lr,
+                    "learning_rate/sigma": share * 5e-5,
+                }
+            )
+    # Of equal rates neither is taken for the other.
+    module = Paced()
+    module.cross_attention.requires_grad_(False)
+    optim = OptimConfig(lr=1.0, new_lr_factor=2.0)
+    optimizer = Optimizer(module, optim, steps=12, own=[module.own(lr=2.0)])
+    assert optimizer.rates().keys() == {"learning_rate", "learning_rate/sigma"}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_an_own_group_and_the_model_clip_apart(precision: Any) -> None:
+    def moved(model: float, rho: float, own: bool = True) -> tuple[list[float], float]:
+        # A huge epsilon makes the first update proportional to the gradient: lr g / eps.
+        settings: dict[str, Any] = {"lr": 1.0, "new_lr_factor": 1.0, "eps": 1e4, "warmup": 0}
+        optim = OptimConfig(**settings, weight_decay=0.0, clip_norm=1.0, schedule="constant")
+        module, run = Paced(), RunConfig(precision=precision)
+        groups = [module.own()] if own else []
+        optimizer = Optimizer(module, optim, 10, own=groups, run=run)
+        optimizer.begin_step(0)
+        scale = float(optimizer.scaled(torch.tensor(1.0)))
+        assert scale == (65536.0 if precision == "fp16" else 1.0)
+        module.give(model * scale, rho * scale)
+        update = optimizer.step()
+        assert (float(update.skipped), module.rho.grad) == (0.0, None)
+        return [1e4 * (1 - value) for value in module.values()], float(update.norm)
+
+    for model, rho, expected in (
+        (0.1, 0.5, [0.3, 0.4, 0.25]),
+        (0.1, 800.0, [0.3, 0.4, 1.0]),
+        (90.0, 0.5, [0.6, 0.8, 0.25]),
+        (90.0, 800.0, [0.6, 0.8, 1.0]),
+    ):
+        found, norm = moved(model, rho)
+        assert found == pytest.approx(expected, rel=5e-3), (model, rho)
+        assert norm == pytest.approx(5 * model)
+    together, norm = moved(0.1, 800.0, own=False)
+    assert max(together[:2]) < 0.01, "clipped together the one stops the other"
+    assert norm == pytest.approx(800.0)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("spoilt", ["model", "rho"])
+def test_one_gradient_that_is_not_finite_stops_all_groups(spoilt: str, value: float) -> None:
+    module = Paced()
+    optimizer = Optimizer(module, OptimConfig(warmup=0), 10, own=[module.own()])
+    for factor, skipped in ((value, 1.0), (1.0, 0.0)):
+        optimizer.begin_step(0)
+        module.give(**{"model": 1.0, "rho": 1.0, spoilt: factor})
+        assert float(optimizer.step().skipped) == skipped
+        assert (module.values() == [1.0, 1.0, 1.0]) == bool(skipped)
+
+
+def test_an_own_group_that_an_update_passes_by_stays() -> None:
+    module = Paced()
+    optimizer = Optimizer(module, OptimConfig(warmup=0), 10, own=[module.own()])
+    optimizer.begin_step(0)
+    module.give(1.0, 1.0)
+    module.rho.grad = None
+    assert float(optimizer.step().norm) == 5.0
+    assert module.values()[2] == 1.0
+    assert module.values()[0] < 1.0
+
+
+def test_own_groups_are_saved_and_loaded_with_the_rest() -> None:
+    optim = OptimConfig(lr=0.1, warmup=0, schedule="constant")
+    module, again = Paced(), Paced()
+    optimizer = Optimizer(module, optim, 10, own=[module.own()])
+    other = Optimizer(again, optim, 10, own=[again.own()])
+
+    def step(which: Paced, by: Optimizer, rho: float) -> None:
+        by.begin_step(0)
+        which.give(1.0, rho)
+        by.step()
+
+    for rho in (1.0, -0.3):
+        step(module, optimizer, rho)
+    again.load_state_dict(module.state_dict())
+    other.load(Held(optimizer.fragments()))
+    other.load_state(optimizer.state())
+    for which, by in ((module, optimizer), (again, other)):
+        step(which, by, 0.7)
+    assert again.values() == module.values()
 
 
 # --- what a checkpoint holds ----------------------------------------------------------------------

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from wholegrain.model.adapters.base import Adapter
+from wholegrain.model.adapters.mma import Mma
 from wholegrain.model.adapters.mmca import Mmca
-from wholegrain.model.config import AdapterConfig
+from wholegrain.model.config import AdapterConfig, MmaConfig
 
 if TYPE_CHECKING:
     from wholegrain.model.multigrain import MultiGrainModel
@@ -18,4 +19,4 @@ def build_adapter(model: MultiGrainModel, config: AdapterConfig) -> Adapter:
     Raises:
         ConfigError: the model lacks what the adapter needs; the model is as it was.
     """
-    return Mmca(model, config)
+    return Mma(model, config) if isinstance(config, MmaConfig) else Mmca(model, config)

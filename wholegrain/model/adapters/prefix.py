@@ -40,7 +40,7 @@ def _remember(module: nn.Module) -> Callable[[], None]:
         if own is None:
             del module.forward
         else:
-            module.forward = own  # type: ignore[method-assign]
+            module.forward = own
 
-    module.forward = forward  # type: ignore[method-assign]
+    module.forward = forward
     return undo

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from wholegrain.model.config import Ca2mFusion, FusionConfig, ScanFusion, TextConfig
+from wholegrain.model.config import Ca2mFusion, FusionConfig, RegFusion, ScanFusion, TextConfig
 from wholegrain.model.grounding.ca2m import Ca2m
 from wholegrain.model.grounding.fusion import Fusion
+from wholegrain.model.grounding.reg import RegEncoder
 from wholegrain.model.grounding.scan import ScanFormer
 from wholegrain.model.vision import VisionEncoder
 
@@ -19,4 +20,6 @@ def build_fusion(config: FusionConfig, vision: VisionEncoder, text: TextConfig) 
         return Ca2m(config, vision, text.hidden_size, text.fusion_layer)
     if isinstance(config, ScanFusion):
         return ScanFormer(config, vision, text.hidden_size)
+    if isinstance(config, RegFusion):
+        return RegEncoder(config, vision, text)
     return None

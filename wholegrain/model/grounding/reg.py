@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from wholegrain.model.adapters.condition import Condition
 from wholegrain.model.concepts import ImageFeatures
 from wholegrain.model.config import TextConfig
+from wholegrain.model.fusion_config import RegFusion
 from wholegrain.model.grounding.fusion import Fused, Fusion
 from wholegrain.model.grounding.records import TextStates
-from wholegrain.model.grounding.reg_config import RegFusion
 from wholegrain.model.indexing import take
 from wholegrain.model.vision import VisionEncoder
 

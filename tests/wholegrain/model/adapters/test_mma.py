@@ -8,14 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from wholegrain.config import from_dict
-from wholegrain.errors import ConfigError
-from wholegrain.model.adapters.mma import Mma, MmaConfig, paired
+from wholegrain.model.adapters.mma import Mma
 from wholegrain.model.adapters.mma_pair import pair_parameters
 from wholegrain.model.checkpointing import checkpoint_blocks
 from wholegrain.model.compile import compile_blocks
 from wholegrain.model.concepts import whole_images
-from wholegrain.model.config import DetrVision, ModelConfig, SwinVision, TextConfig
+from wholegrain.model.config import DetrVision, MmaConfig, ModelConfig, SwinVision, TextConfig
 from wholegrain.model.multigrain import MultiGrainModel
 
 Build = Callable[..., MultiGrainModel]
@@ -448,67 +446,9 @@ def test_a_copy_stands_alone(build: Build, images: Images, words: Words, placeme
     assert all(gap > 1e-6 for gap in distance(outputs(twin, batch, words), expected).values())
 
 
-def test_default_pairs() -> None:
-    assert paired(MmaConfig(), 12, 6, 4) == [(9, 3), (10, 4), (11, 5), (12, 6)]
-    assert paired(MmaConfig(), 24, 6, 4) == [(21, 3), (22, 4), (23, 5), (24, 6)]  # Swin-B
-    assert paired(MmaConfig(blocks=1), 2, 5, 4) == [(2, 5)]
-    chosen = from_dict(MmaConfig, {"pairs": [[19, 3], [23, 5]]})
-    assert paired(chosen, 24, 6, 4) == [(19, 3), (23, 5)]
-
-
-def test_sites_of_the_default(build: Build) -> None:
-    model = host_of(build, "swin")
-    assert Mma(model, MmaConfig(blocks=2, cross=True)).sites() == (
-        *("vision.block.3", "text.layer.1", "vision.block.4", "text.layer.2"),
-        *("cross.layer.1", "cross.layer.2"),
-    )
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"pairs": []}, r"image blocks \[\]; name at least one"),
-        ({"pairs": [[0, 1]]}, r"image blocks \[0\]"),
-        ({"pairs": [[1, 1], [2, 1]]}, r"text layers \[1, 1\]"),
-        ({"pairs": [[1, 1]], "blocks": 2}, "adapters.blocks is 2 and adapters.pairs"),
-        ({"alpha": -0.1}, "alpha"),
-        ({"rank": 0}, "rank"),
-    ],
-)
-def test_wrong_settings(values: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        from_dict(MmaConfig, values)
-
-
-@pytest.mark.parametrize(
-    ("kind", "options", "message"),
-    [
-        ("timm", {"blocks": 2}, "vision.kind is 'timm', whose convolutions"),
-        ("vit", {}, r"adapters.blocks is 4 \(the default\), but there are 3 image blocks"),
-        ("vit", {"blocks": 3}, "adapters.blocks is 3, but there are 3 image blocks and 2 text"),
-        ("vit", {"pairs": ((1, 1), (4, 2))}, r"adapters.pairs has \[4, 2\]"),
-        ("local", {"blocks": 1}, "vision.local_layers is 2"),
-    ],
-)
-def test_hosts_without_what_is_asked_for(
-    build: Build, kind: str, options: dict[str, Any], message: str
-) -> None:
-    model = build(kind)
-    with pytest.raises(ConfigError, match=message):
-        Mma(model, MmaConfig(**options))
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
-
-
 def test_a_block_below_those_of_regions_may_be_paired(build: Build, images: Images) -> None:
     model = build("local").double()
     batch = images(model).double()
     expected = model.encode_images(batch).patches
     attach(model, pairs=((1, 2),))
     assert (model.encode_images(batch).patches - expected).abs().max() > 1e-6
-
-
-def test_a_fusion_other_than_the_cross_encoder_has_no_cross_layers(build: Build) -> None:
-    model = build("vit")
-    model.cross.layers = nn.ModuleList()
-    with pytest.raises(ConfigError, match=r"adapters\.cross is true, but the model has no cross"):
-        Mma(model, MmaConfig(blocks=1, cross=True))

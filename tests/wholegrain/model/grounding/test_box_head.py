@@ -166,5 +166,5 @@ def test_scales_have_heads_of_their_own_and_the_finest_answers() -> None:
 
 
 def test_patches_cannot_vote_at_several_scales() -> None:
-    with pytest.raises(ConfigError, match="box_head is `patch`.*use `mlp`"):
+    with pytest.raises(ConfigError, match=r"box_head is `patch`.*use `mlp`"):
         build_box_head(PatchBoxHead(), 6, 5, GRID, scales=2)

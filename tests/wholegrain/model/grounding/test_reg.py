@@ -8,9 +8,9 @@ from wholegrain.errors import ConfigError
 from wholegrain.model.adapters.condition import Condition
 from wholegrain.model.concepts import ImageFeatures
 from wholegrain.model.config import TextConfig, VitVision
+from wholegrain.model.fusion_config import RegFusion
 from wholegrain.model.grounding.records import TextStates
 from wholegrain.model.grounding.reg import RegEncoder, RegLayer
-from wholegrain.model.grounding.reg_config import RegFusion
 from wholegrain.model.vision import VisionEncoder, build_vision
 
 CONFIG = RegFusion(width=16, layers=3, heads=4, feed_forward=24, max_text=7)
@@ -162,21 +162,22 @@ def test_padding_of_texts_is_not_seen(vision: VisionEncoder) -> None:
 
 
 def test_padding_of_images_is_not_seen(vision: VisionEncoder) -> None:
-    fusion, texts = fusion_of(vision), texts_of()
+    """A patch is seen as soon as one of its pixels is photo."""
+    fusion, texts, plain = fusion_of(vision), texts_of(), features_of()
     photo = torch.ones(2, 24, 24, dtype=torch.bool)
     photo[1, 8:] = False  # the upper row of patches is left
-    photo[0, :, 9:] = False  # a column of pixels of the second patch is left, and so the patch
-    features = features_of(pixel_mask=photo)
-    found = fuse(fusion, vision, texts, features)
-    hidden = torch.ones(2, 3, 3, dtype=torch.bool)
-    hidden[1, 0], hidden[0, :, :2] = False, False
-    for row, (moves, places) in enumerate([(False, hidden), (True, ~hidden)]):
-        features.patches = torch.where(places.flatten(1)[..., None], 50.0, features_of().patches)
-        again = fuse(fusion, vision, texts, features)
-        assert bool((again - found).abs().max() > 1e-3) == moves, row
-    features.pixel_mask = torch.ones_like(photo)
-    features.patches = features_of().patches
-    close(fuse(fusion, vision, texts, features), fuse(fusion, vision, texts, features_of()), 1e-12)
+    photo[0, :, 9:] = False  # the first column, and a column of pixels of the second
+    seen = torch.zeros(2, 3, 3, dtype=torch.bool)
+    seen[1, 0], seen[0, :, :2] = True, True
+    found = fuse(fusion, vision, texts, features_of(pixel_mask=photo))
+    for image, row, column in seen.new_ones(2, 3, 3).nonzero().tolist():
+        features = features_of(pixel_mask=photo)
+        features.patches[image, 3 * row + column] += 5
+        moved = (fuse(fusion, vision, texts, features) - found).abs().amax(dim=1)
+        visible = bool(seen[image, row, column])
+        assert ((moved > 1e-4) == (visible & (image == IMAGE))).all(), (image, row, column)
+    whole = features_of(pixel_mask=torch.ones_like(photo))
+    close(fuse(fusion, vision, texts, whole), fuse(fusion, vision, texts, plain), 1e-12)
 
 
 def test_texts_do_not_see_each_other(vision: VisionEncoder) -> None:
