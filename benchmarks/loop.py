@@ -143,23 +143,14 @@ class Case:
             open_run(folder, run, self.engine) as opened,
             patch.object(self.module, "forward", self.batches.counted(self.module.forward)),
             patch.object(self.engine, "backward", self.batches.counted(self.engine.backward)),
-            patch.object(Optimizer, "step", _method(self.batches.counted, Optimizer.step)),
-            patch.object(
-                Optimizer, "begin_step", _method(self.batches.counted, Optimizer.begin_step)
-            ),
+            patch.object(Optimizer, "step", self.batches.counted(Optimizer.step)),
+            patch.object(Optimizer, "begin_step", self.batches.counted(Optimizer.begin_step)),
         ):
             fit(self._stage(), run, _OPTIM, self.engine, OpenRun(opened.out, None, opened.check))
         return self.batches.seconds_a_step()
 
     def _stage(self) -> Stage:
         return Stage("loop", self.module, self.model, self.batches, work=self.work)
-
-
-def _method(
-    counted: Callable[..., Callable[..., Any]], method: Callable[..., Any]
-) -> Callable[..., Any]:
-    """A method of a class that is counted on every object."""
-    return lambda *args, **options: counted(method)(*args, **options)
 
 
 def overhead(case: Case, steps: int, rounds: int) -> Facts:

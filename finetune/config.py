@@ -10,6 +10,7 @@ from wholegrain.data.skips import SkipPolicy
 from wholegrain.data.storage import StorageConfig
 from wholegrain.errors import ConfigError
 from wholegrain.model.config import AdapterConfig, BoxHeadConfig, FusionConfig, ModelConfig
+from wholegrain.objectives.self_paced import SelfPacedConfig
 from wholegrain.train.config import OptimConfig, RunConfig
 
 
@@ -77,6 +78,8 @@ class BoxLossConfig:
     selects patches."""
     budget_share: float = Field(default=0.65, gt=0, le=1)
     """Share of the patches of the finer scales that the budget pulls towards."""
+    self_paced: SelfPacedConfig | None = None
+    """Weighs samples by how hard they are, on scales that are learnt; null weighs all alike."""
 
 
 @config

@@ -18,6 +18,7 @@ from wholegrain.data.skips import SkipLedger
 from wholegrain.data.stream import Source, Stream
 from wholegrain.model.multigrain import MultiGrainModel
 from wholegrain.objectives.box import grounding_losses
+from wholegrain.objectives.self_paced import SelfPaced
 from wholegrain.text import Tokenizer
 
 
@@ -27,6 +28,7 @@ class GroundingModule(nn.Module):
     def __init__(self, model: MultiGrainModel, weights: BoxLossConfig) -> None:
         super().__init__()
         self.model, self.weights = model, weights
+        self.paced = None if weights.self_paced is None else SelfPaced(weights.self_paced)
 
     def train(self, mode: bool = True) -> GroundingModule:
         """Training mode, but a frozen batch norm keeps its statistics: they are weights too."""
@@ -49,10 +51,15 @@ class GroundingModule(nn.Module):
         prediction = model.answer(fused, features, rows)
         target = batch.concept_box
         terms = grounding_losses(prediction, target, getattr(model.box_head, "centres", None))
-        per_text = {name: term.reshape(len(term), -1).sum(dim=1) for name, term in terms.items()}
-        losses = {f"box_{name}": term.mean() for name, term in per_text.items()}
-        weights = {f"box_{name}": getattr(self.weights, name) for name in terms}
-        loss = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
+        losses = {f"box_{name}": _sum(term).mean() for name, term in terms.items()}
+        weights = {name: float(getattr(self.weights, name)) for name in terms}
+        if self.paced is None:
+            weighed = [weights[name] * losses[f"box_{name}"] for name in terms]
+            loss = torch.stack(weighed).sum()
+        else:
+            paced = self.paced(terms, weights)
+            loss = paced.per_sample.mean()
+            losses |= {f"self_paced/{name}": figure for name, figure in paced.figures.items()}
         if self.weights.budget and fused.gates is not None:
             losses["budget"] = (fused.gates.mean() - self.weights.budget_share).square()
             loss = loss + self.weights.budget * losses["budget"]
@@ -60,6 +67,11 @@ class GroundingModule(nn.Module):
             losses["kept"] = fused.kept.detach().mean()
         overlap = iou(cxcywh_to_xyxy(prediction.boxes.detach()), cxcywh_to_xyxy(target))
         return {**losses, "acc@0.5": (overlap >= 0.5).float().mean(), "loss": loss}
+
+
+def _sum(term: Tensor) -> Tensor:
+    """(T,) of a term (T,) or, summed over scales, (T, S)."""
+    return term.reshape(len(term), -1).sum(dim=1)
 
 
 def training_stream(

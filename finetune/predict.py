@@ -19,6 +19,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m finetune.predict", description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="release folder")
+    parser.add_argument("--additions", type=Path, help="what finetuning added to it, kept apart")
     parser.add_argument("--corpus", type=Path, required=True, help="folder of shards")
     parser.add_argument("--split", help="which split; by default all samples")
     parser.add_argument("--grain", choices=("region", "object"), default="region")
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     corpus = Corpus.open(arguments.corpus)
     if arguments.split is not None:
         corpus = corpus.select(arguments.split)
-    grounder = load(arguments.model)
+    grounder = load(arguments.model, additions=arguments.additions)
     model = grounder.model
     predict = predictor(model, grounder.tokenizer, grounder.max_tokens, grounder.device)
     evaluation = evaluate(

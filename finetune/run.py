@@ -26,6 +26,7 @@ from wholegrain.train.engine import Engine
 from wholegrain.train.loop import Stage, fit
 from wholegrain.train.meters import SkippedSamples
 from wholegrain.train.open_run import OpenRun
+from wholegrain.train.optim import OwnGroup
 from wholegrain.train.program import run_stage
 from wholegrain.train.run_folder import prepare_run_folder
 from wholegrain.train.speed import prepare_model
@@ -126,9 +127,10 @@ def grounding_stage(
         size = model.config.vision.image_size
         return evaluate(predict, validation, resolution=size, resamples=1).summary().values
 
+    module = GroundingModule(model, config.loss)
     return Stage(
         name="finetune",
-        module=GroundingModule(model, config.loss),
+        module=module,
         model=model,
         batches=lambda start, stop: stream(start, stop, rank, world),
         validate=validate if validation is not None else None,
@@ -144,7 +146,17 @@ def grounding_stage(
             "tokenizer.json": tokenizer.to_json(),
         },
         adapters=list(model.adapters.parameters()),
+        loss=module.paced,
+        own=_own_groups(module),
         work=GroundingWork(model, engine.device),
         skipped=SkippedSamples(ledgers).take,
         config=to_dict(config),
     )
+
+
+def _own_groups(module: GroundingModule) -> list[OwnGroup]:
+    """What the loss learns has a rate and a clipping of its own."""
+    if module.paced is None:
+        return []
+    paced = module.paced.config
+    return [OwnGroup("self_paced", list(module.paced.parameters()), paced.lr, paced.clip)]

@@ -65,8 +65,8 @@ def pretrained(folder: Path, field: str = "init") -> tuple[MultiGrainModel, Toke
     found = checkpoint.latest(folder)
     if found is None:
         raise ConfigError(
-            f"{field} is {str(folder)!r}, which holds neither a release ({CHECKSUMS}) nor a complete "
-            "checkpoint; give a release folder or a run folder"
+            f"{field} is {str(folder)!r}, which holds neither a release ({CHECKSUMS}) nor a "
+            "complete checkpoint; give a release folder or a run folder"
         )
     problem = checkpoint.verify(found)
     if problem is not None:

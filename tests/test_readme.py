@@ -136,6 +136,7 @@ CHECKS: dict[str, Callable[[list[str]], None]] = {
     "pretrain": check_stage,
     "finetune/refcoco.py": check_stage,
     "finetune.refcoco": check_stage,
+    "finetune.few_shot": check_stage,
     "data_tools": check_data_tools,
     "wholegrain": check_wholegrain,
     "finetune.evaluate": check_evaluate,
@@ -146,7 +147,16 @@ CHECKS: dict[str, Callable[[list[str]], None]] = {
     "benchmarks.switches": check_switches,
     **{
         f"benchmarks.{name}": partial(check_benchmark, module=name)
-        for name in ("data", "loop", "order", "scaling", "soak")
+        for name in (
+            "data",
+            "grounding",
+            "inference",
+            "loop",
+            "order",
+            "scaling",
+            "scan",
+            "soak",
+        )
     },
     "sbatch": check_sbatch,
 }

@@ -40,7 +40,7 @@ def ground(arguments: argparse.Namespace) -> int:
 
     if arguments.out is not None:
         _check_out(arguments.out, arguments.photo)
-    model = load(arguments.model, device=arguments.device)
+    model = load(arguments.model, device=arguments.device, additions=arguments.additions)
     photo = read_photo(arguments.photo).pixels
     found = model.ground(photo, arguments.texts)
     if arguments.json:
@@ -154,6 +154,9 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument("photo", type=Path, metavar="PHOTO")
     one.add_argument("texts", nargs="+", metavar="WORDS", help="one expression each, quoted")
     one.add_argument("--model", type=Path, required=True, metavar="DIR", help="a release")
+    one.add_argument(
+        "--additions", type=Path, metavar="DIR", help="what finetuning added to it, kept apart"
+    )
     one.add_argument("--out", type=Path, metavar="PICTURE", help="draw the boxes into this file")
     one.add_argument("--json", action="store_true", help="print boxes (xyxy px) as JSON")
     one.add_argument("--device", help="cpu, cuda, cuda:1; default: a GPU if there is one")

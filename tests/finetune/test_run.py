@@ -88,6 +88,8 @@ def test_a_run_continues_and_is_then_only_published_again(
 ) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     changes = {"adapters": [MMCA], "run.save_every": 2, "run.validate_every": 2}
+    # What the loss learns goes on as well: a rate that moves it visibly in three steps.
+    changes["loss.self_paced"] = {"lr": 0.1, "sigma": 1.5}
     changes["data.validation"] = settings["data"]["evaluate"][0]
     config = str(write_config(settings, changes))
     assert main(["--config", config, f"--out={whole}"]) == 0
@@ -111,6 +113,8 @@ def test_a_run_continues_and_is_then_only_published_again(
         assert all(torch.equal(value, expected[n]) for n, value in trained(stopped).items())
         assert (stopped / "results.json").read_bytes() == (whole / "results.json").read_bytes()
         assert (stopped / "report.html").exists()
+    sigmas = [e["self_paced/sigma_l1"] for e in metrics(whole) if e["split"] == "train"]
+    assert len(set(sigmas)) > 1, "it learns"
 
 
 def test_dry_run_saves_nothing(

@@ -19,7 +19,7 @@ import dataclasses
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -136,18 +136,23 @@ class DeepSpeedModule:
         """Accumulates gradients, in stages 2 and 3 exchanging them."""
         self.engine.backward(loss, scale_wrt_gas=False)
 
-    def norm(self) -> Tensor:
-        """() of the whole gradient: the squares of this rank's part, summed over ranks."""
+    def norm(self, groups: Collection[int] | None = None) -> Tensor:
+        """() of these groups' gradient: the squares of this rank's part, summed over ranks."""
         if self.stage == 0:
             self._forget_unused()
-            parameters = self._optimizer.parameters
-            return get_total_norm([p.grad for p in parameters if p.grad is not None])
-        norm = get_total_norm(list(self._held())).to(self._device)  # of none it is on the host
-        if dist.get_world_size() == 1:
+        held = list(self._held(groups))
+        # torch's norm of none is on the host, and the device would be waited for to move it.
+        norm = get_total_norm(held) if held else torch.zeros((), device=self._device)
+        if self.stage == 0 or dist.get_world_size() == 1:
             return norm
         squared = norm.square()
         dist.all_reduce(squared)
         return squared.sqrt()
+
+    def multiply(self, groups: Collection[int], factor: Tensor) -> None:
+        """Multiplies this rank's part of these groups' gradient."""
+        for gradient in self._held(groups):
+            gradient.mul_(factor)
 
     def apply(self) -> None:
         """Has DeepSpeed take its step."""
@@ -160,10 +165,21 @@ class DeepSpeedModule:
             # DeepSpeed overwrites only the gradients that come, and would apply the others again.
             self.engine.optimizer.grad_partitions_flat_buffer.zero_()
 
-    def _held(self) -> Iterator[Tensor]:
-        """This rank's gradients; what is behind the end of a parameter is zero or left out."""
+    def _held(self, groups: Collection[int] | None) -> Iterator[Tensor]:
+        """This rank's gradients of these groups, None for all; what is behind the end of a
+        parameter is zero or left out.
+        """
+        if self.stage == 0:
+            for number, group in enumerate(self._optimizer.grouped):
+                if groups is None or number in groups:
+                    yield from (p.grad for p in group if p.grad is not None)
+            return
         zero = self.engine.optimizer
         for number, gradients in zero.averaged_gradients.items():
+            # Stage 3 cuts groups into smaller ones.
+            of = number if self.stage < 3 else zero.sub_group_to_group_id[number]
+            if groups is not None and of not in groups:
+                continue
             for place, gradient in enumerate(gradients):
                 if self.stage < 3:
                     yield gradient

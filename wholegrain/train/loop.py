@@ -54,6 +54,9 @@ class Stage:
     """Parameters with the adapters' rate."""
     own: Sequence[OwnGroup] = ()
     """Parameters of `module` with a rate and a clipping of their own, such as a loss's."""
+    loss: nn.Module | None = None
+    """The part of `module` whose parameters are numbers that the loss learns; checkpoints hold them
+    beside the model."""
     work: Callable[[Any], Work] | None = None
     """What a batch asks of a rank, counted before it leaves the host; for the meters."""
     skipped: Callable[[], Mapping[str, float]] = dict

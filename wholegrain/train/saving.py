@@ -73,6 +73,9 @@ class Saver:
             "optimizer": optimizer.state(),
             "averages": averages,
         }
+        if self._stage.loss is not None:
+            numbers = engine.whole_weights(self._stage.loss)
+            state["loss"] = {name: float(value) for name, value in (numbers or {}).items()}
         self._writer.save(
             done,
             engine.whole_weights(self._stage.model),
@@ -121,6 +124,15 @@ def load_weights_of(found: Checkpoint | None, stage: Stage) -> None:
                 f"{value!r}; give another --out, or the old value"
             )
     found.load(stage.model)
+    kept = found.state().get("loss", {})
+    numbers = {} if stage.loss is None else stage.loss.state_dict()
+    if set(kept) != set(numbers):
+        raise CheckpointError(
+            f"{found.folder}: holds the loss's numbers {sorted(kept)}, this run learns "
+            f"{sorted(numbers)}; give another --out, or the old loss"
+        )
+    for name, value in numbers.items():
+        value.fill_(kept[name])
 
 
 def load_optimizer_of(found: Checkpoint | None, optimizer: Optimizer, averages: Averages) -> int:

@@ -20,7 +20,7 @@ from wholegrain.train.checkpoint import Checkpoint, complete
 from wholegrain.train.checkpoint_writer import Writer
 from wholegrain.train.config import OptimConfig, OutlierConfig, RunConfig
 from wholegrain.train.engine import Engine
-from wholegrain.train.optim import Optimizer, Update
+from wholegrain.train.optim import Optimizer, OwnGroup, Update
 
 IMAGES = 8
 # A large epsilon: AdamW would blow the rounding of gradients that are zero up to whole steps.
@@ -77,6 +77,10 @@ class Line(nn.Module):
         self.extra = nn.Linear(5, 3)
         self.scale = nn.Parameter(torch.tensor(1.0))
 
+    def own(self) -> list[OwnGroup]:
+        """The scale alone has a rate and a clipping of its own, which its gradients exceed."""
+        return [OwnGroup("scale", [self.scale], lr=6e-3, clip_norm=0.01)]
+
     def forward(self, part: tuple[Tensor, bool]) -> dict[str, Tensor]:
         inputs, whole = part
         self.norm(inputs)  # for its statistics alone: what ranks see of a batch differs
@@ -116,7 +120,8 @@ def train(case: Case) -> Found:
     module, inputs = build(case, engine)
     limits = Line.limits if case.model == "line" else TEMPERATURE
     start, before = _load(case, module)
-    optimizer = Optimizer(module, OPTIM, run.steps, run=run, limits=limits)
+    own = module.own() if isinstance(module, Line) else []
+    optimizer = Optimizer(module, OPTIM, run.steps, own=own, run=run, limits=limits)
     wrapped = engine.wrap(module, optimizer, some_unused=bool(case.passed_by))
     if before is not None:
         optimizer.load(before.optimizer())
