@@ -22,7 +22,7 @@ def checkpoint_blocks(model: MultiGrainModel) -> None:
     """Makes every block of the image, text and cross encoder keep its input alone, in place.
 
     Values and gradients do not change, nor do the draws of dropout; a step costs about a third
-    more. Call it before `compile_blocks`.
+    more. Call it before `compile_blocks`, and after adapters are attached.
 
     Raises:
         ConfigError: the image encoder is convolutional; its batch norms would count each batch
@@ -32,31 +32,36 @@ def checkpoint_blocks(model: MultiGrainModel) -> None:
     if not blocks:
         raise ConfigError(
             "run.checkpoint_activations needs an image encoder of transformer blocks (vision.kind "
-            "swin or vit); set it to false for this one"
+            "swin, vit or detr); set it to false for this one"
         )
-    for block in blocks:
-        _recompute(block, "forward", model.condition)
+    untouched = min((each.untouched_blocks for each in model.text_adapters), default=len(blocks))
+    for number, block in enumerate(blocks):
+        _recompute(block, "forward", model.condition if number >= untouched else None)
     if isinstance(model.vision, VitEncoder):
         model.vision.recompute_local = True
     if isinstance(model.fusion, ScanFormer):
         _recompute(model.fusion, "run_block", model.condition)
     for layer in model.modules():
         if isinstance(layer, CrossLayer):
-            _recompute(layer, "fuse", model.condition)
+            _recompute(layer, "fuse")
         elif isinstance(layer, TextLayer):
-            _recompute(layer, "forward", model.condition)
+            _recompute(layer, "forward")
 
 
-def _recompute(module: Any, method: str, condition: Condition) -> None:
+def _recompute(module: Any, method: str, condition: Condition | None = None) -> None:
+    """Has a method run again in the backward pass, under the condition of its first run."""
     run: Callable[..., Any] = getattr(module, method)
 
     def recomputed(*args: Any, **options: Any) -> Any:
         if not torch.is_grad_enabled() or not module.training:
             return run(*args, **options)
+        if condition is None:  # without a context of its own it can be compiled
+            return checkpoint(run, *args, use_reentrant=False, **options)
+        then = condition.again()
 
         def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
             # By the time of the backward pass the condition of adapters is over.
-            return nullcontext(), condition.again()
+            return nullcontext(), then
 
         return checkpoint(run, *args, use_reentrant=False, context_fn=contexts, **options)
 
