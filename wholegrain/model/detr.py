@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from wholegrain.errors import ConfigError
 from wholegrain.model.concepts import ImageFeatures
-from wholegrain.model.config import DetrVision
+from wholegrain.model.config import DetrVision, RegFusion
 from wholegrain.model.vision import VisionEncoder
 
 # What torchvision's residual networks, and so DETR, were trained with.
@@ -74,7 +74,7 @@ def sine_positions(
 class DetrLayer(nn.Module):
     """Self-attention and feed-forward, post-norm; queries and keys alone see the positions."""
 
-    def __init__(self, config: DetrVision) -> None:
+    def __init__(self, config: DetrVision | RegFusion) -> None:
         super().__init__()
         width = config.width
         self.heads, self.dropout = config.heads, config.dropout
@@ -93,19 +93,33 @@ class DetrLayer(nn.Module):
     def _split(self, states: Tensor) -> Tensor:
         return states.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
-    def forward(self, states: Tensor, positions: Tensor) -> Tensor:
-        """States (I, P, D) and positions (P, D)."""
-        placed = states + positions
+    def forward(
+        self,
+        states: Tensor,
+        positions: Tensor,
+        seen: Tensor | None = None,
+        first: int | None = None,
+    ) -> Tensor:
+        """New states of all places, or of the `first` ones alone: (I, P or first, D).
+
+        Args:
+            states: (I, P, D).
+            positions: (P, D).
+            seen: bool (I, P), False at padding; None where there is none.
+            first: how many states are wanted; the others are only attended to.
+        """
+        placed, asked = states + positions, states[:, :first]
         attended = F.scaled_dot_product_attention(
-            self._split(self.query(placed)),
+            self._split(self.query(placed[:, :first])),
             self._split(self.key(placed)),
             self._split(self.value(states)),
+            attn_mask=None if seen is None else seen[:, None, None],
             dropout_p=self.dropout if self.training else 0.0,
         )
         update = self.output(attended.transpose(1, 2).flatten(2))
-        states = self.attention_norm(states + self._drop(update))
-        update = self.down(self._drop(F.relu(self.up(states))))
-        result: Tensor = self.feed_forward_norm(states + self._drop(update))
+        asked = self.attention_norm(asked + self._drop(update))
+        update = self.down(self._drop(F.relu(self.up(asked))))
+        result: Tensor = self.feed_forward_norm(asked + self._drop(update))
         return result
 
 

@@ -14,59 +14,12 @@ from torch.nn import functional as F
 from wholegrain.model.adapters.condition import Condition
 from wholegrain.model.concepts import ImageFeatures
 from wholegrain.model.config import TextConfig
+from wholegrain.model.detr import DetrLayer
 from wholegrain.model.fusion_config import RegFusion
 from wholegrain.model.grounding.fusion import Fused, Fusion
 from wholegrain.model.grounding.records import TextStates
 from wholegrain.model.indexing import take
 from wholegrain.model.vision import VisionEncoder
-
-
-class RegLayer(nn.Module):
-    """Self-attention and feed-forward with ReLU, post-norm; queries and keys see the positions."""
-
-    def __init__(self, config: RegFusion) -> None:
-        super().__init__()
-        width = config.width
-        self.heads, self.dropout = config.heads, config.dropout
-        self.query = nn.Linear(width, width)
-        self.key = nn.Linear(width, width)
-        self.value = nn.Linear(width, width)
-        self.output = nn.Linear(width, width)
-        self.attention_norm = nn.LayerNorm(width)
-        self.up = nn.Linear(width, config.feed_forward)
-        self.down = nn.Linear(config.feed_forward, width)
-        self.feed_forward_norm = nn.LayerNorm(width)
-
-    def _drop(self, states: Tensor) -> Tensor:
-        return F.dropout(states, self.dropout, self.training)
-
-    def _split(self, states: Tensor) -> Tensor:
-        return states.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-
-    def forward(
-        self, states: Tensor, positions: Tensor, seen: Tensor, first: int | None = None
-    ) -> Tensor:
-        """New states of all places, or of the `first` ones alone: (T, N or first, W).
-
-        Args:
-            states: (T, N, W).
-            positions: (N, W).
-            seen: bool (T, N), False at padding.
-            first: how many states are wanted; the others are only attended to.
-        """
-        placed, asked = states + positions, states[:, :first]
-        attended = F.scaled_dot_product_attention(
-            self._split(self.query(placed[:, :first])),
-            self._split(self.key(placed)),
-            self._split(self.value(states)),
-            attn_mask=seen[:, None, None],
-            dropout_p=self.dropout if self.training else 0.0,
-        )
-        update = self.output(attended.transpose(1, 2).flatten(2))
-        asked = self.attention_norm(asked + self._drop(update))
-        update = self.down(self._drop(F.relu(self.up(asked))))
-        result: Tensor = self.feed_forward_norm(asked + self._drop(update))
-        return result
 
 
 class RegEncoder(Fusion):
@@ -90,7 +43,7 @@ class RegEncoder(Fusion):
         rows, columns = vision.grid
         places = 1 + config.max_text + rows * columns
         self.positions = nn.Parameter(torch.empty(places, config.width))
-        self.layers = nn.ModuleList(RegLayer(config) for _ in range(config.layers))
+        self.layers = nn.ModuleList(DetrLayer(config) for _ in range(config.layers))
         # As published: unit normal tables, Xavier matrices, torch's own for the projections.
         nn.init.normal_(self.register)
         nn.init.normal_(self.positions)

@@ -8,9 +8,10 @@ from wholegrain.errors import ConfigError
 from wholegrain.model.adapters.condition import Condition
 from wholegrain.model.concepts import ImageFeatures
 from wholegrain.model.config import TextConfig, VitVision
+from wholegrain.model.detr import DetrLayer
 from wholegrain.model.fusion_config import RegFusion
 from wholegrain.model.grounding.records import TextStates
-from wholegrain.model.grounding.reg import RegEncoder, RegLayer
+from wholegrain.model.grounding.reg import RegEncoder
 from wholegrain.model.vision import VisionEncoder, build_vision
 
 CONFIG = RegFusion(width=16, layers=3, heads=4, feed_forward=24, max_text=7)
@@ -64,7 +65,7 @@ def fuse(
     return fused.vectors[:, 0]
 
 
-def as_torch(layer: RegLayer) -> nn.TransformerEncoderLayer:
+def as_torch(layer: DetrLayer) -> nn.TransformerEncoderLayer:
     """The same weights in torch's layer, which is post-norm with ReLU unless told otherwise."""
     theirs = nn.TransformerEncoderLayer(16, 4, 24, dropout=0.0, batch_first=True).double().eval()
     ours = layer.state_dict()
