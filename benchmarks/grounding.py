@@ -166,7 +166,7 @@ def budget_of(recipes: Recipes, arguments: argparse.Namespace) -> Budget:
     )
 
 
-def parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(prog="python -m benchmarks.grounding", description=__doc__)
     made.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -190,7 +190,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Compares, prints a table, and writes the files when asked."""
-    arguments = parser().parse_args(argv)
+    arguments = build_parser().parse_args(argv)
     recipes = Recipes.read()
     hosts = choose("--hosts", arguments.hosts, recipes.compared_hosts)
     methods = choose("--methods", arguments.methods, recipes.methods)

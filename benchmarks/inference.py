@@ -173,7 +173,7 @@ def table(rows: Sequence[Facts], rounds: int) -> Table:
     return result
 
 
-def parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(prog="python -m benchmarks.inference", description=__doc__)
     made.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -189,7 +189,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures, prints a table, and writes JSON when asked."""
-    arguments = parser().parse_args(argv)
+    arguments = build_parser().parse_args(argv)
     if not all(1 <= count <= len(EXPRESSIONS) for count in arguments.counts):
         raise ConfigError(f"--counts is {arguments.counts}; give numbers of 1..{len(EXPRESSIONS)}")
     if arguments.rounds < 1:

@@ -221,7 +221,7 @@ def table(found: list[Facts], order: Facts) -> Table:
     return result
 
 
-def parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(prog="python -m benchmarks.scan", description=__doc__)
     made.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -240,7 +240,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measures, prints a table, and writes JSON when asked."""
-    options = vars(parser().parse_args(arguments))
+    options = vars(build_parser().parse_args(arguments))
     file: Path | None = options.pop("json")
     found = measure(options)
     Console(width=120).print(table(found, options))

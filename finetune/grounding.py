@@ -16,6 +16,7 @@ from wholegrain.data.corpus import Corpus
 from wholegrain.data.sampling import ConceptSampling
 from wholegrain.data.skips import SkipLedger
 from wholegrain.data.stream import Source, Stream
+from wholegrain.model.grounding.fusion import Fused
 from wholegrain.model.multigrain import MultiGrainModel
 from wholegrain.objectives.box import grounding_losses
 from wholegrain.objectives.self_paced import SelfPaced
@@ -117,16 +118,29 @@ def training_stream(
 
 
 def predictor(
-    model: MultiGrainModel, tokenizer: Tokenizer, max_tokens: int, device: torch.device
+    model: MultiGrainModel,
+    tokenizer: Tokenizer,
+    max_tokens: int,
+    device: torch.device,
+    on_fused: Callable[[Fused], None] | None = None,
 ) -> Predict:
-    """The model as a function of an evaluation batch."""
+    """The model as a function of an evaluation batch.
+
+    Args:
+        model, tokenizer, max_tokens, device: what answers, and where.
+        on_fused: is shown the fused texts of each batch.
+    """
 
     def predict(batch: EvalBatch) -> tuple[Tensor, Tensor]:
         model.eval()
         ids, mask = tokenizer.encode_batch(batch.texts, max_tokens)
         ids, mask = ids.to(device), mask.to(device)
         images = model.normalise_images(batch.images.to(device))
-        boxes, scores = model.ground(images, ids, mask, batch.image_index.to(device))
-        return batch.to_pixels(boxes), scores.float().cpu()
+        texts = model.read_texts(ids, mask)
+        features, rows = model.encode_for_texts(images, texts, batch.image_index.to(device))
+        prediction, scores, fused = model.ground_encoded(features, texts, rows)
+        if on_fused is not None:
+            on_fused(fused)
+        return batch.to_pixels(prediction.boxes), scores.float().cpu()
 
     return predict

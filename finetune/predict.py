@@ -23,6 +23,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--corpus", type=Path, required=True, help="folder of shards")
     parser.add_argument("--split", help="which split; by default all samples")
     parser.add_argument("--grain", choices=("region", "object"), default="region")
+    parser.add_argument(
+        "--exit-quality",
+        type=float,
+        metavar="IOU",
+        help="of ScanFormer: stop at the scale whose expected IoU reaches this (0 to 1)",
+    )
     parser.add_argument("--out", type=Path, help="where to write predictions.jsonl")
     return parser
 
@@ -31,8 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Evaluates a release; returns the exit status."""
     arguments = build_parser().parse_args(argv)
 
+    from rich.console import Console
+
     from finetune.evaluation import evaluate
     from finetune.grounding import predictor
+    from finetune.scales import ScalesRead, stop_at
     from wholegrain.data.corpus import Corpus
     from wholegrain.predict import load
 
@@ -41,7 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         corpus = corpus.select(arguments.split)
     grounder = load(arguments.model, additions=arguments.additions)
     model = grounder.model
-    predict = predictor(model, grounder.tokenizer, grounder.max_tokens, grounder.device)
+    if arguments.exit_quality is not None:
+        stop_at(model, arguments.exit_quality)
+    scales = ScalesRead()
+    tokens, device = grounder.max_tokens, grounder.device
+    predict = predictor(model, grounder.tokenizer, tokens, device, on_fused=scales)
     evaluation = evaluate(
         predict,
         corpus,
@@ -49,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         grains=(arguments.grain,),
     )
     print(evaluation.table())
+    if scales:
+        Console().print(scales.table())
     if arguments.out is not None:
         print(evaluation.write(arguments.out))
     return 0

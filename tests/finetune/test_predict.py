@@ -7,9 +7,15 @@ from typing import Any
 
 import pytest
 
+from finetune.config import FinetuneConfig
 from finetune.evaluate import evaluate_file
 from finetune.predict import main
-from wholegrain.errors import DataError, ReleaseError
+from finetune.start import starting_model
+from wholegrain.config import from_dict
+from wholegrain.data.corpus import Corpus
+from wholegrain.errors import ConfigError, DataError, ReleaseError
+from wholegrain.hub.card import Card
+from wholegrain.hub.release import save_release
 
 
 def test_every_expression_is_answered_once(
@@ -41,3 +47,50 @@ def test_what_is_not_there_is_named(pretrained: Any, tiny_corpora: Any, tmp_path
         main(["--model", str(tmp_path / "nowhere"), "--corpus", corpus])
     with pytest.raises(DataError, match="testC"):
         main(["--model", release, "--corpus", corpus, "--split", "testC"])
+
+
+SCAN = {
+    "vision": {
+        "kind": "vit",
+        "image_size": 32,
+        "patch_size": 8,
+        "width": 24,
+        "depth": 2,
+        "heads": 2,
+    },
+    "fusion": {"kind": "scan", "scales": 2, "selector_width": 8},
+    "box_head": {"kind": "mlp"},
+}
+
+
+def test_an_exit_says_where_it_stopped_and_what_that_costs(
+    tiny_finetune: dict[str, Any],
+    tiny_corpora: Any,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = from_dict(FinetuneConfig, tiny_finetune | {"model": tiny_finetune["model"] | SCAN})
+    corpus = Corpus.open(config.data.train.path).select("train")
+    model, tokenizer = starting_model(config, corpus)
+    release = save_release(tmp_path / "release", model, tokenizer, card=Card("scan"))
+    given = ["--model", str(release), "--corpus", str(tiny_corpora.expressions), "--split", "test"]
+    printed = []
+    for exit_at in ([], ["--exit-quality", "1"], ["--exit-quality", "0"]):
+        out = tmp_path / f"{len(printed)}.jsonl"
+        assert main([*given, "--out", str(out), *exit_at]) == 0
+        text = capsys.readouterr().out
+        assert evaluate_file(out).table() in text, "its own accuracy"
+        cells = [line.split("│") for line in text.splitlines() if line.startswith("│")]
+        printed.append([[float(cell) for cell in row[1:4]] for row in cells])
+    never, whole, coarse = printed
+    assert never == whole
+    assert [row[2] for row in whole] == [0, 100]
+    assert [row[2] for row in coarse] == [100, 0]
+    assert whole[0][1] == coarse[0][1] == 100, "the coarsest scale is read whole"
+    assert coarse[1][1] == 0
+
+
+def test_only_a_model_of_several_scales_has_an_exit(pretrained: Any, tiny_corpora: Any) -> None:
+    given = ["--model", str(pretrained.out / "release"), "--corpus", str(tiny_corpora.expressions)]
+    with pytest.raises(ConfigError, match="reads all at once"):
+        main([*given, "--exit-quality", "0.5"])

@@ -370,7 +370,8 @@ class MultiGrainModel(nn.Module):
             fused, scale = fusion.read_until(
                 self.vision, texts, features, image, self.condition, quality
             )
-        return fused, heads.answer_of(self.answer(fused, features, image), scale)
+        prediction = heads.answer_of(self.answer(fused, features, image), scale)
+        return fused._replace(answers=scale), prediction
 
     def ground(
         self, images: Tensor, ids: Tensor, mask: Tensor, image: Tensor

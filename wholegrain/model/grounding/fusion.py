@@ -25,6 +25,8 @@ class Fused(NamedTuple):
     gates: Tensor | None = None
     """(T, S - 1) mean probability that a patch of the scales after the first is read; a budget
     pulls on it."""
+    answers: Tensor | None = None
+    """(T,) scale whose vector answers, where it is not the last for all."""
 
 
 class BlockAdapter(Protocol):
