@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from wholegrain.errors import ConfigError
 from wholegrain.model.adapters.base import Adapter
+from wholegrain.model.adapters.mmca_detr import hook_detr
 from wholegrain.model.adapters.places import Places
 from wholegrain.model.adapters.sites import Site, residual_stages, sites_of
 from wholegrain.model.adapters.updates import ConvUpdate, LinearUpdate
@@ -25,6 +26,9 @@ from wholegrain.model.vision import SwinEncoder, TimmEncoder, VisionEncoder, Vit
 
 if TYPE_CHECKING:
     from wholegrain.model.multigrain import MultiGrainModel
+
+_STAGE = "vision.stage."
+_PARTS = ("query", "key", "value", "mlp")
 
 
 class Mmca(Adapter):
@@ -53,18 +57,9 @@ class Mmca(Adapter):
         self.condition = model.condition
         self.updates = nn.ModuleDict()
         for site in chosen:
-            update: nn.Module
-            if site.name.startswith("vision.stage."):
-                update = ConvUpdate(site.width, text_width, config)
-                hook: Any = _BesideBlock(self, update)
-            else:
-                update = LinearUpdate(site.width, site.out, text_width, config)
-                hook = _BesideLinear(self, update, site)
+            update = _update_at(site, text_width, config)
             self.updates[site.name.replace(".", "_")] = update
-            if isinstance(model.vision, DetrEncoder) and isinstance(update, LinearUpdate):
-                _hook_detr(self, update, site, model.vision, config)
-            else:
-                site.module.register_forward_hook(hook)
+            _set_hook(self, update, site, model.vision, config)
         _set_spread(self, model, chosen)
 
     @property
@@ -130,13 +125,25 @@ class _Spread:
         return (self.adapter.condition.spread(states), *others)
 
 
-def _hook_detr(
-    adapter: Mmca, update: LinearUpdate, site: Site, vision: DetrEncoder, config: MmcaConfig
-) -> None:
-    """Of DETR's layers, whose grid follows the image and whose positions stand apart."""
-    from wholegrain.model.adapters.mmca_detr import hook_detr
+def _update_at(site: Site, text_width: int, config: MmcaConfig) -> ConvUpdate | LinearUpdate:
+    if site.name.startswith(_STAGE):
+        return ConvUpdate(site.width, text_width, config)
+    return LinearUpdate(site.width, site.out, text_width, config)
 
-    hook_detr(adapter, update, site, vision, config)
+
+def _set_hook(
+    adapter: Mmca,
+    update: ConvUpdate | LinearUpdate,
+    site: Site,
+    vision: VisionEncoder,
+    config: MmcaConfig,
+) -> None:
+    if isinstance(update, ConvUpdate):
+        site.module.register_forward_hook(_BesideBlock(adapter, update))
+    elif isinstance(vision, DetrEncoder):
+        hook_detr(adapter, update, site, vision, config)
+    else:
+        site.module.register_forward_hook(_BesideLinear(adapter, update, site))
 
 
 def _chosen_sites(model: MultiGrainModel, config: MmcaConfig) -> list[Site]:
@@ -146,7 +153,7 @@ def _chosen_sites(model: MultiGrainModel, config: MmcaConfig) -> list[Site]:
             f"vision.local_layers is {vision.local_layers}: adapters cannot sit in blocks "
             "that run once a region; set it to 0"
         )
-    stages = [site for site in sites.values() if site.name.startswith("vision.stage.")]
+    stages = [site for site in sites.values() if site.name.startswith(_STAGE)]
     if isinstance(vision, TimmEncoder):
         return _last(stages, config.blocks, "adapters.blocks", "stages of several residual blocks")
     chosen: list[Site] = []
@@ -156,9 +163,6 @@ def _chosen_sites(model: MultiGrainModel, config: MmcaConfig) -> list[Site]:
     numbers = _last(range(1, count + 1), config.blocks, "adapters.blocks", "blocks")
     parts = sorted(config.sites, key=_PARTS.index)
     return chosen + [sites[f"vision.block.{number}.{part}"] for number in numbers for part in parts]
-
-
-_PARTS = ("query", "key", "value", "mlp")
 
 
 def _last(all_of: Sequence[Any], count: int, field: str, what: str) -> list[Any]:
@@ -174,7 +178,7 @@ def _set_spread(adapter: Mmca, model: MultiGrainModel, chosen: Sequence[Site]) -
     """Has the first adapted block make one row a text of one row an image."""
     vision, first = model.vision, chosen[0]
     blocks = vision.blocks()
-    if first.name.startswith("vision.stage."):
+    if first.name.startswith(_STAGE):
         assert isinstance(vision, TimmEncoder | DetrEncoder)  # others have no stages
         spreading = first.module
         adapter.untouched_maps = _maps_before(vision, first)
