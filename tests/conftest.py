@@ -14,6 +14,9 @@ import yaml
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
+# Ranks share a pipe, and their lines must not: without a buffer a line is written in two parts.
+os.environ.pop("PYTHONUNBUFFERED", None)
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes longest goes first, so that two processes end at about the same time."""

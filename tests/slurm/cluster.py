@@ -50,6 +50,7 @@ GresTypes=gpu
 SlurmdParameters=config_overrides
 KillWait=6
 MessageTimeout=30
+FirstJobId={job}
 SlurmdTimeout=5
 ReturnToService=2
 NodeName=n[1-{nodes}] NodeHostname={host} NodeAddr=127.0.0.1 \\
@@ -222,8 +223,13 @@ def start(run: Path) -> Slurm:
     host = socket.gethostname().split(".")[0]
     port = free_ports(len(NODES) + 1)
     first, last = port + 1, port + len(NODES)
+    # Jobs find their port by their number: clusters of two test processes must not count alike.
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
+    job = 1 + 1000 * int(worker)
     (run / "slurm.conf").write_text(
-        CONFIG.format(host=host, run=run, port=port, nodes=len(NODES), first=first, last=last)
+        CONFIG.format(
+            host=host, run=run, port=port, nodes=len(NODES), first=first, last=last, job=job
+        )
     )
     (run / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\nCgroupAutomount=no\n")
     (run / "gres.conf").write_text(f"NodeName=n[1-{len(NODES)}] Name=gpu File=/dev/tty[1-2]\n")

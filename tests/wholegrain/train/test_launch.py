@@ -147,7 +147,7 @@ import os, sys
 from wholegrain import once
 from wholegrain.train.launch import find_place, write_to_own_log
 write_to_own_log(find_place(os.environ), os.environ)
-print("a line")
+print("a line", flush=True)
 print("another", file=sys.stderr)
 os.system("echo of a child")
 once.say_once("error: heard by all")
