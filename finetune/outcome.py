@@ -103,7 +103,6 @@ def publish(outcome: Outcome, out: Path, world: int) -> None:
         extras={"max_tokens": config.data.max_tokens, **release_extras(outcome.leak_audit)},
         overwrite=True,
     )
-    _publish_additions(outcome, out)
     cases: dict[str, list[Case]] = {}
     for split, measured in outcome.results.items():
         cases |= cases_of(split, measured[MODEL], outcome.splits[split])
@@ -117,6 +116,8 @@ def publish(outcome: Outcome, out: Path, world: int) -> None:
         environment=environment(world),
     )
     write_report(out / "report.html", report)
+    # Last: the base may be gone by now, and the rest does not need it.
+    _publish_additions(outcome, out)
 
 
 def _publish_additions(outcome: Outcome, out: Path) -> None:

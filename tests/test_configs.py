@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from finetune.config import FinetuneConfig
@@ -13,6 +14,8 @@ from pretrain.__main__ import main as pretrain
 from pretrain.config import PretrainConfig
 from wholegrain.config import from_dict, load_config
 from wholegrain.model.config import ModelConfig
+from wholegrain.model.grounding_reach import unreached
+from wholegrain.model.multigrain import MultiGrainModel
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 FOLDERS = ("pretrain", "finetune")
@@ -74,3 +77,21 @@ def test_a_stage_starts_from_what_another_makes(path: Path) -> None:
     stages = [load_config(PretrainConfig, p).out for p in FILES if p.parent.name == "pretrain"]
     outs = [*stages, PretrainConfig.__dataclass_fields__["out"].default]
     assert config.init is None or config.init in {f"{out}/release" for out in outs}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for p in FILES if stage_of(p) == "finetune" and p.stem.startswith("refcoco")],
+    ids=name,
+)
+def test_a_method_fits_the_base_that_its_config_names(path: Path) -> None:
+    """At full size, on tensors without values; nothing that it adds is added in vain."""
+    config = load_config(FinetuneConfig, path)
+    with torch.device("meta"):
+        model = MultiGrainModel(config.model or ModelConfig.base())
+        if config.fusion is not None:
+            model.new_fusion(config.fusion, config.box_head)
+        for adapter in config.adapters:
+            model.add_adapter(adapter)
+    idle = unreached(model)
+    assert not [each for each in idle if each.startswith(("fusion.", "adapters.", "box_head."))]

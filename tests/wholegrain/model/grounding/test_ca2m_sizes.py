@@ -85,6 +85,16 @@ def test_swin_base_has_the_maps() -> None:
     assert count(*projections) == (256 + 512 + 1024) * 256 + 3 * 256
 
 
+def test_the_costs_that_the_docs_name() -> None:
+    """With Swin-B at 384 px and a text of 40 tokens; the formula is compared with torch's counter
+    on small sizes."""
+    with torch.device("meta"):
+        vision = build_vision(SwinVision(image_size=384, window=12))
+        cost = Ca2m(Ca2mFusion(), vision, 768, 6).macs((384, 384), 40)
+    assert cost.image == pytest.approx(0.6e9, rel=0.02)
+    assert cost.text == pytest.approx(17.9e9, rel=0.02)
+
+
 def test_behind_the_tiny_model() -> None:
     host = ModelConfig.tiny()
     vision = build_vision(host.vision)
