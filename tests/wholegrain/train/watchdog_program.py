@@ -90,6 +90,9 @@ def two_ranks(folder: Path) -> None:
     from forked_ranks import run_ranks
 
     def train(rank: int, stop: bool) -> None:
+        # A log each, as ranks have: stacks are written in pieces, which mix in a shared one.
+        log = folder / f"{'stopped' if stop else 'hung'}-{rank}.log"
+        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT), 2)
         with Watchdog(2 * PATIENCE_S, rank, 2 * GRACE_S) as dog:
             for step in range(100):
                 dog.beat(f"step {step}")
@@ -101,7 +104,6 @@ def two_ranks(folder: Path) -> None:
 
     for stop in (False, True):
         print(run_ranks(2, partial(train, stop=stop), folder / f"store-{stop}"), flush=True)
-        print("---", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
