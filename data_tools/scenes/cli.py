@@ -32,11 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "test": "scenes to test on",
         "size": "side of the pictures in pixels",
         "seed": "another seed is another world",
+        "objects": "most objects in a scene; fewer are easier",
+        "zoom": "size of the objects, times the usual one",
     }
     for field in fields(SceneConfig):
         parser.add_argument(
             f"--{field.name}",
-            type=int,
+            type=type(field.default),
             default=field.default,
             help=f"{helps[field.name]} (%(default)s)",
         )

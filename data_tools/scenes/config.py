@@ -55,7 +55,12 @@ class SceneConfig:
     size: int = 128
     """Side of the square pictures in pixels."""
     seed: int = 0
-    """Seed; a scene is a function of (seed, split, index in the split, size) alone."""
+    """Seed; a scene is a function of (seed, split, index in the split) and of how it is painted,
+    alone."""
+    objects: int = MAX_OBJECTS
+    """Most objects in a scene; fewer make an easier world."""
+    zoom: float = 1.0
+    """How many times as large as in `SIZES` the objects are."""
 
     def __post_init__(self) -> None:
         for split in SPLITS:
@@ -67,6 +72,15 @@ class SceneConfig:
             raise ConfigError("scenes: --train, --val and --test are all 0; nothing to render")
         if not 64 <= self.size <= 1024:
             raise ConfigError(f"scenes: --size is {self.size}; give a side of 64..1024 pixels")
+        if not MIN_OBJECTS <= self.objects <= MAX_OBJECTS:
+            raise ConfigError(
+                f"scenes: --objects is {self.objects}; give {MIN_OBJECTS}..{MAX_OBJECTS}"
+            )
+        if not 1 <= self.zoom <= (MAX_OBJECTS / self.objects) ** 0.5:
+            raise ConfigError(
+                f"scenes: --zoom is {self.zoom}; give at least 1, and so little that --objects "
+                f"times its square is at most {MAX_OBJECTS}: there is no room for more"
+            )
         if self.seed < 0:
             raise ConfigError(f"scenes: --seed is {self.seed}; give a seed of 0 or more")
 

@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-from data_tools.scenes.config import COLOURS, MAX_OBJECTS, MIN_OBJECTS, TEXTURES
+from data_tools.scenes.config import COLOURS, MIN_OBJECTS, TEXTURES
 from data_tools.scenes.kinds import KINDS
 from data_tools.scenes.sprites import Look, Sprite
 
@@ -21,9 +21,9 @@ _OVERLAP: Final = 0.4
 _MAX_LARGE: Final = 2
 
 
-def choose_looks(rng: np.random.Generator) -> list[Look]:
-    """3 to 6 looks, all different; often with a repeated kind and with shared colours."""
-    count = int(rng.integers(MIN_OBJECTS, MAX_OBJECTS + 1))
+def choose_looks(rng: np.random.Generator, most: int) -> list[Look]:
+    """3 to `most` looks, all different; often with a repeated kind and with shared colours."""
+    count = int(rng.integers(MIN_OBJECTS, most + 1))
     kinds = [str(kind) for kind in rng.choice(list(KINDS), count, replace=False)]
     if rng.random() < _REPEAT:
         for k in range(1, int(rng.integers(2, min(3, count - 1) + 1))):

@@ -1,4 +1,4 @@
-"""One scene: a pure function of (seed, split, index, size)."""
+"""One scene: a pure function of its key and of how it is painted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data_tools.scenes.backdrop import PLACES, paint_backdrop
-from data_tools.scenes.config import MIN_VISIBLE, SPLITS
+from data_tools.scenes.config import MIN_VISIBLE, SPLITS, SceneConfig
 from data_tools.scenes.layout import choose_looks, place_sprites
 from data_tools.scenes.sprites import SUPERSAMPLE, Look, Sprite, mask_box, paint_sprite
 
@@ -42,12 +42,13 @@ def scene_rng(seed: int, split: str, index: int, stream: int = 0) -> np.random.G
     return np.random.default_rng((seed, SPLITS.index(split), index, stream))
 
 
-def render_scene(seed: int, split: str, index: int, size: int) -> Scene:
-    """Scene `index` of `split`, `size` pixels square."""
-    rng = scene_rng(seed, split, index)
+def render_scene(config: SceneConfig, split: str, index: int) -> Scene:
+    """Scene `index` of `split`."""
+    rng, size = scene_rng(config.seed, split, index), config.size
+    side = round(size * config.zoom)  # of the picture in which a sprite would be of usual size
     for _ in range(_ATTEMPTS):
         sprites: list[tuple[Look, Sprite]] = [
-            (look, paint_sprite(look, size, rng)) for look in choose_looks(rng)
+            (look, paint_sprite(look, side, rng)) for look in choose_looks(rng, config.objects)
         ]
         # Larger ones stand behind, and find room first.
         sprites.sort(key=lambda pair: -pair[1].mask.size)
@@ -66,7 +67,7 @@ def render_scene(seed: int, split: str, index: int, size: int) -> Scene:
             for (look, _), mask, corner in zip(sprites, visible, corners, strict=True)
         )
         return Scene(image, place, things)
-    raise RuntimeError(f"no layout found for scene {index} of {split}, seed {seed}, size {size}")
+    raise RuntimeError(f"no layout found for scene {index} of {split} of {config}")
 
 
 def _thing(look: Look, mask: NDArray[np.bool_], corner: tuple[int, int]) -> Thing:

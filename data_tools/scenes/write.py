@@ -108,7 +108,7 @@ def write_scenes(
 
 def make_entry(config: SceneConfig, split: str, index: int) -> Entry:
     """Render and describe scene `index` of `split`."""
-    scene = render_scene(config.seed, split, index, config.size)
+    scene = render_scene(config, split, index)
     # Words have a random stream of their own: how a scene is painted does not change them.
     rng = scene_rng(config.seed, split, index, stream=1)
     items = [_item(scene, k, config.size) for k in range(len(scene.things))]

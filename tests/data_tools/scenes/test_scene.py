@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,7 +74,7 @@ def flat_backdrop(name: str, side: int, rng: np.random.Generator) -> Image.Image
 def test_boxes_are_tight_around_what_is_visible(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scene_module, "paint_backdrop", flat_backdrop)
     for index in range(25):
-        scene = render_scene(1, "train", index, SIZE)
+        scene = render_scene(SceneConfig(seed=1, size=SIZE), "train", index)
         pixels = np.asarray(scene.image, dtype=int)
         # A shadow darkens magenta but lets no green in.
         solid = ~((pixels[..., 0] > 150) & (pixels[..., 2] > 150) & (pixels[..., 1] < 45))
@@ -94,7 +95,7 @@ def test_boxes_are_tight_around_what_is_visible(monkeypatch: pytest.MonkeyPatch)
 def test_objects_are_neither_tiny_nor_hidden() -> None:
     counts, overlapping = set(), 0
     for index in range(60):
-        scene = render_scene(2, "train", index, SIZE)
+        scene = render_scene(SceneConfig(seed=2, size=SIZE), "train", index)
         counts.add(len(scene.things))
         looks = [thing.look for thing in scene.things]
         assert len(set(looks)) == len(looks)
@@ -121,7 +122,7 @@ def test_what_others_cover_is_not_counted() -> None:
 
 def digest(seed: int, split: str, index: int) -> bytes:
     buffer = io.BytesIO()
-    render_scene(seed, split, index, SIZE).image.save(buffer, "PNG")
+    render_scene(SceneConfig(seed=seed, size=SIZE), split, index).image.save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -132,10 +133,33 @@ def test_scenes_are_a_function_of_seed_split_and_index() -> None:
     assert [digest(*key) for key in keys[::-1]] == pictures[::-1]
 
 
+def test_fewer_and_larger_objects_fit() -> None:
+    easy = SceneConfig(seed=1, size=SIZE, objects=3, zoom=1.4)
+    sides: dict[str, list[float]] = {}
+    for index in range(60):
+        things = render_scene(easy, "train", index).things
+        assert len(things) == 3
+        for thing in things:
+            sides.setdefault(thing.look.size, []).append((thing.box[2] * thing.box[3]) ** 0.5)
+    for word in ("small", "large"):
+        # What is seen of an object may be less than all of it.
+        assert 0.8 * 1.4 < np.mean(sides[word]) / (SIZE * np.mean(SIZES[word])) < 1.1 * 1.4
+
+
 @pytest.mark.parametrize(
-    ("field", "value"), [("train", -1), ("size", 16), ("size", 5000), ("seed", -1)]
+    ("field", "value"),
+    [
+        ("train", -1),
+        ("size", 16),
+        ("size", 5000),
+        ("seed", -1),
+        ("objects", 2),
+        ("objects", 7),
+        ("zoom", 0.9),
+        ("zoom", 1.1),
+    ],
 )
-def test_a_bad_setting_is_named(field: str, value: int) -> None:
+def test_a_bad_setting_is_named(field: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=rf"--{field} is {value}; give"):
         SceneConfig(**{field: value})
     with pytest.raises(ConfigError, match="nothing to render"):
