@@ -12,21 +12,26 @@ SCENES = {"train": 4000, "val": 16, "test": 300}
 QUICK_SCENES = {"train": 500, "val": 16, "test": 60}
 
 
-def make_scenes(folder: Path, counts: dict[str, int], size: int = 128) -> Path:
+WORLD = {"size": 64, "objects": 3, "zoom": 1.3}
+"""An easy world in small pictures: one that heads which answer from one vector learn within minutes
+on two cores. With 3 to 6 objects of the usual size at 128 px they say the constant box for an
+hour."""
+
+
+def make_scenes(folder: Path, counts: dict[str, int]) -> Path:
     """Generated scenes: corpora ``train`` (three grains) and ``expressions``; returns `folder`.
 
     Args:
         folder: of the corpora, beside which the pictures come to lie.
         counts: scenes of each split.
-        size: side of a picture in pixels.
     """
     scenes, log = (
         folder.with_name(f"{folder.name}_pictures"),
         folder.with_name(f"{folder.name}.log"),
     )
     if not scenes.exists():
-        sizes = [f"--{split}={count}" for split, count in counts.items()]
-        made = ["scenes", "--out", str(scenes), f"--size={size}", *sizes]
+        options = [f"--{name}={value}" for name, value in {**WORLD, **counts}.items()]
+        made = ["scenes", "--out", str(scenes), *options]
         run_command(["-m", "data_tools", *made], log)
     images = ["--images", str(scenes / "images")]
     if not (folder / "train" / MANIFEST).exists():

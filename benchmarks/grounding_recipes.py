@@ -59,6 +59,8 @@ class DataSet:
     """Section `data` of a pretraining config; paths hold ``{corpora}``."""
     finetune: Settings
     """Section `data` of a finetuning config, likewise."""
+    model: Settings = field(default_factory=dict)
+    """What it changes of every host's model."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,10 @@ class Recipes:
     def finetune_data(self, data: str, corpora: Path) -> Settings:
         """Section `data` of a data set's finetuning config."""
         return placed(self.data[data].finetune, corpora)
+
+    def model(self, data: str, host: str) -> Settings:
+        """Section `model` of a host on a data set."""
+        return merged(self.hosts[host].model, self.data[data].model)
 
     @classmethod
     def read(cls, path: Path = FILE) -> Recipes:
@@ -190,7 +196,7 @@ class Recipes:
         section["tokenizer"] = {"size": chosen.vocabulary}
         run = {"steps": steps, "seed": 0, "save_every": max(1, steps // 4), "keep": 1}
         return merged(
-            {"model": copy.deepcopy(self.hosts[host].model), "data": section},
+            {"model": self.model(data, host), "data": section},
             merged(self.pretrain, {"run": run}),
         )
 
@@ -206,7 +212,8 @@ class Recipes:
         chosen = self.data[cell.data]
         start: Settings = {"init": str(base)}
         if base is None:
-            start = {"model": self.hosts[cell.host].model, "vocabulary": chosen.vocabulary}
+            model = self.model(cell.data, cell.host)
+            start = {"model": model, "vocabulary": chosen.vocabulary}
         common = {"data": self.finetune_data(cell.data, corpora), **copy.deepcopy(start)}
         run = {"steps": steps, "seed": cell.seed, "save_every": 100, "keep": 1}
         whole = merged(merged(common, self.finetune), {"run": run})
