@@ -1,7 +1,8 @@
 """A real Slurm of two virtual nodes on this machine, started as root without systemd.
 
-Two partitions lie over the same nodes: jobs of `high` preempt those of `low`, which Slurm then
-requeues. Each node has two GPUs that can be scheduled and behind which there is no device.
+Three partitions lie over the same nodes: jobs of `high` preempt those of `low`, which Slurm then
+requeues, and those of `spot`, which it warns first. Each node has two GPUs that can be scheduled
+and behind which there is no device.
 """
 
 from __future__ import annotations
@@ -57,6 +58,8 @@ NodeName=n[1-{nodes}] NodeHostname={host} NodeAddr=127.0.0.1 \\
   Port=[{first}-{last}] CPUs=8 RealMemory=64000 Gres=gpu:2 State=UNKNOWN
 PartitionName=low Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 \\
   PreemptMode=REQUEUE GraceTime=0
+PartitionName=spot Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=1 \\
+  PreemptMode=REQUEUE GraceTime=40
 PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
 """
 

@@ -7,6 +7,7 @@ run that nothing happened to, to the bit.
 from __future__ import annotations
 
 import json
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -172,6 +173,23 @@ def test_a_job_survives_all_that_ends_it(
     starts = [n for n in range(1, 10) if f" start {n} rank 1 of 2 on " in heads]
     # The one that the operator ended may have had no log yet.
     assert {*starts} | {4} == {*range(1, 9)}
+
+
+def test_a_preemption_with_grace_loses_no_step(job: Job, slurm: Slurm) -> None:
+    job.submit(SBATCH_PARTITION="spot")
+    job.advances()
+    urgent = slurm.command(
+        *("sbatch", "--parsable", "--partition=high", "--nodes=2", "--exclusive"),
+        *("--output=/dev/null", "--wrap=true"),
+    )
+    job.comes_back()
+    (saved,) = set(re.findall(r"stopped at step (\d+)", job.said()))  # in both ranks' logs
+    assert (job.out / "checkpoints" / f"step_{int(saved):06d}").exists()
+    job.advances()
+    assert slurm.ended(urgent)["JobState"] == "COMPLETED"
+    facts = slurm.ended(job.id)
+    assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "1"), job.said()
+    assert [line["step"] for line in losses(job.out)] == [*range(1, STEPS + 1)]
 
 
 def test_starts_that_come_no_further_are_capped(job: Job, slurm: Slurm) -> None:
