@@ -140,7 +140,7 @@ def corpora_of(data: str, folder: Path, flickr: Path | None, quick: bool) -> Pat
         ConfigError: the photos are needed and cannot be found.
     """
     if data == "scenes":
-        name = "scenes_quick" if quick else "easy_scenes"
+        name = "easy_scenes_quick" if quick else "easy_scenes"
         return make_scenes(folder / "corpora" / name, QUICK_SCENES if quick else SCENES)
     if flickr is None and "WHOLEGRAIN_TEST_DATA" in os.environ:
         flickr = Path(os.environ["WHOLEGRAIN_TEST_DATA"]) / REAL_DATA
