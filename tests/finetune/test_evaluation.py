@@ -1,12 +1,10 @@
 """Each expression is answered once, on one process and on two, with the same figures."""
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -16,22 +14,12 @@ from torch import Tensor
 import finetune.evaluation as subject
 from finetune.evaluation import EvalBatch, evaluate, hide_photo, hide_words, load_batch
 from finetune.samples import corpus_expressions
+from tests.finetune import rank_program as program
 from wholegrain.data.corpus import Corpus
 from wholegrain.data.record import Record
 from wholegrain.errors import DataError
 
-PROGRAM = Path(__file__).with_name("rank_program.py")
-
-
-@pytest.fixture(scope="module")
-def program() -> ModuleType:
-    """`rank_program`, whose model the other processes use as well."""
-    spec = importlib.util.spec_from_file_location("rank_program", PROGRAM)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+PROGRAM = Path(program.__file__)
 
 
 def _true_boxes(batch: EvalBatch) -> tuple[Tensor, Tensor]:
@@ -51,7 +39,7 @@ def test_true_boxes_score_full(corpus: Corpus) -> None:
     assert not torch.is_inference_mode_enabled()
 
 
-def test_workers_change_nothing(corpus: Corpus, program: ModuleType) -> None:
+def test_workers_change_nothing(corpus: Corpus) -> None:
     batching = program.BATCHING
     plain = evaluate(program.predict, corpus, workers=0, **batching)
     threaded = evaluate(program.predict, corpus, workers=3, **batching)
@@ -60,7 +48,7 @@ def test_workers_change_nothing(corpus: Corpus, program: ModuleType) -> None:
 
 @pytest.mark.ranks
 def test_two_processes_give_identical_figures(
-    corpus_folder: Path, tmp_path: Path, program: ModuleType, repository: Path
+    corpus_folder: Path, tmp_path: Path, repository: Path
 ) -> None:
     # Threads sum in another order; the processes below have one each, so this one has too.
     threads = torch.get_num_threads()
@@ -145,7 +133,7 @@ def test_to_pixels_undoes_the_squeeze(corpus: Corpus) -> None:
     assert beyond[-1].tolist() == [0, 0, expressions[-1].width, expressions[-1].height]
 
 
-def test_hidden_inputs_cannot_be_seen(corpus: Corpus, program: ModuleType) -> None:
+def test_hidden_inputs_cannot_be_seen(corpus: Corpus) -> None:
     batch = load_batch(corpus, corpus_expressions(corpus), 16)
     seen: list[EvalBatch] = []
 

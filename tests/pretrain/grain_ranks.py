@@ -1,7 +1,7 @@
 """A program, not a test: ranks that take figures by grain together; for `test_grains`."""
 
-import multiprocessing
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pretrain.grains import BOXED, Terms, grain_means
+from tests.forked_ranks import run_ranks
 from wholegrain.data.batch import IMAGE, OBJECT, REGION
 
 GRAINS = [IMAGE, REGION, REGION, IMAGE, OBJECT, REGION, IMAGE]
@@ -33,8 +34,6 @@ def figures(concepts: slice, across: bool) -> dict[str, Tensor]:
 def run_rank(rank: int, divided: list[int], folder: Path) -> None:
     """One rank: writes what it found."""
     torch.set_num_threads(1)
-    store = dist.FileStore(str(folder / "store"), len(divided))
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=len(divided))
     first = sum(divided[:rank])
     own = slice(first, first + divided[rank])
     found = {name: figures(own, name == "across") for name in ("across", "alone")}
@@ -44,16 +43,8 @@ def run_rank(rank: int, divided: list[int], folder: Path) -> None:
 
 def main(divided: list[int], folder: Path) -> int:
     """One process a rank; 1 if a rank failed."""
-    context = multiprocessing.get_context("fork")
-    ranks = [
-        context.Process(target=run_rank, args=(rank, divided, folder))
-        for rank in range(len(divided))
-    ]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join()
-    return int(any(process.exitcode for process in ranks))
+    work = partial(run_rank, divided=divided, folder=folder)
+    return int(any(run_ranks(len(divided), work, folder / "store")))
 
 
 if __name__ == "__main__":

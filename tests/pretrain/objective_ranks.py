@@ -5,8 +5,8 @@ over the whole batch, so that they are the same however it is divided.
 """
 
 import json
-import multiprocessing
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from pretrain.config import ObjectiveConfig
 from pretrain.foreign import Capacity
 from pretrain.inputs import inputs_of, mark_hidden
 from pretrain.objective import run_objectives
+from tests.forked_ranks import run_ranks
 from wholegrain.data.batch import IMAGE, REGION, Concept, ConceptBatch, Sample, collate
 from wholegrain.model.config import ModelConfig, SwinVision, TextConfig, VitVision
 from wholegrain.model.multigrain import MultiGrainModel
@@ -120,8 +121,6 @@ CASES = [(kind, scope) for kind in VISIONS for scope in ("global", "drawn")]
 def run_rank(rank: int, divided: list[int], folder: Path) -> None:
     """One rank: takes every case and writes what it found."""
     torch.set_num_threads(1)
-    store = dist.FileStore(str(folder / "store"), len(divided))
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=len(divided))
     found = {f"{kind} {scope}": take(kind, scope, divided, rank) for kind, scope in CASES}
     torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()
@@ -129,21 +128,13 @@ def run_rank(rank: int, divided: list[int], folder: Path) -> None:
 
 def main(worlds: list[list[int]], root: Path) -> int:
     """Runs every world in a folder of its own, one process a rank; 1 if a rank failed."""
-    context = multiprocessing.get_context("fork")
-    status = 0
+    failed = False
     for number, divided in enumerate(worlds):
         folder = root / str(number)
         folder.mkdir()
-        ranks = [
-            context.Process(target=run_rank, args=(rank, divided, folder))
-            for rank in range(len(divided))
-        ]
-        for process in ranks:
-            process.start()
-        for process in ranks:
-            process.join()
-            status |= process.exitcode != 0
-    return status
+        work = partial(run_rank, divided=divided, folder=folder)
+        failed |= any(run_ranks(len(divided), work, folder / "store"))
+    return int(failed)
 
 
 if __name__ == "__main__":

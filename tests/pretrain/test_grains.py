@@ -1,12 +1,10 @@
 """Losses by grain: by hand, against the slow reference, and over ranks."""
 
-import importlib.util
 import math
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -18,6 +16,7 @@ from pretrain.grains import BOXED, Terms, grain_means
 from pretrain.inputs import inputs_of, mark_hidden
 from pretrain.objective import PretrainingModule, run_objectives
 from pretrain.reference import ReferenceModule
+from tests.pretrain import grain_ranks as program
 from wholegrain.data.batch import (
     GRAINS,
     IMAGE,
@@ -39,7 +38,7 @@ from wholegrain.model.config import (
 from wholegrain.model.multigrain import MultiGrainModel
 from wholegrain.objectives.matching import Negatives
 
-PROGRAM = Path(__file__).with_name("grain_ranks.py")
+PROGRAM = Path(program.__file__)
 WHOLE = (0.5, 0.5, 1.0, 1.0)
 OPTIONS = ObjectiveConfig()
 NEGATIVES = Negatives(
@@ -47,18 +46,6 @@ NEGATIVES = Negatives(
     text=torch.tensor([3, 2, 1, 0, 1]),
     valid=torch.tensor([True, True, True, True, False]),
 )
-
-
-def _load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("pretrain_grain_ranks", PROGRAM)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-program = _load()
 
 
 def concept(grain: int, box: tuple[float, ...], length: int, hidden: int, text: str) -> Concept:

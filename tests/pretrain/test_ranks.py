@@ -1,34 +1,22 @@
 """All objectives on several ranks against one process over the whole batch, negatives included."""
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 from torch import Tensor
 
-PROGRAM = Path(__file__).with_name("objective_ranks.py")
+from tests.pretrain import objective_ranks as program
+
+PROGRAM = Path(program.__file__)
 WORLDS = [[4, 4], [5, 3], [2, 3, 1, 2]]
 Found = dict[str, Tensor]
 
 pytestmark = pytest.mark.ranks
-
-
-def _load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("pretrain_objective_ranks", PROGRAM)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-program = _load()
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,9 @@
 """Validation figures, counted by hand and on two ranks."""
 
-import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,21 +11,11 @@ import torch
 
 from pretrain.grains import BOXED, Terms
 from pretrain.validate import Tally, _figures, _observe, _Seen
+from tests.pretrain import rank_program as program
 from wholegrain.data.batch import IMAGE, OBJECT, REGION
 from wholegrain.objectives.matching import Negatives
 
-PROGRAM = Path(__file__).with_name("rank_program.py")
-
-
-@pytest.fixture(scope="module")
-def program() -> ModuleType:
-    """`rank_program`, whose measurement is repeated here in one process."""
-    spec = importlib.util.spec_from_file_location("pretrain_rank_program", PROGRAM)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+PROGRAM = Path(program.__file__)
 
 
 def test_tally_weighs_observations_not_batches() -> None:
@@ -133,7 +122,7 @@ def test_several_captions_of_an_image_are_all_right() -> None:
 
 @pytest.mark.ranks
 def test_two_ranks_measure_the_same_to_the_last_bit(
-    program: ModuleType, pretrained: Any, tmp_path: Path, launch: Callable[..., str]
+    pretrained: Any, tmp_path: Path, launch: Callable[..., str]
 ) -> None:
     alone = program.measure(pretrained.config, pretrained.out, 0, 1)
     given = [PROGRAM, pretrained.config, pretrained.out, tmp_path]

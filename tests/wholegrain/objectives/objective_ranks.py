@@ -6,8 +6,8 @@ data-parallel wrapper averages the gradients of.
 
 import itertools
 import json
-import multiprocessing
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
+from tests.forked_ranks import run_ranks
 from wholegrain.objectives import gather
 from wholegrain.objectives.contrastive import contrastive_loss
 from wholegrain.objectives.gather import fetch_rows, gather_concepts, gathered_index
@@ -169,8 +170,6 @@ def half_gradients(capacity: int) -> Found:
 
 def run_rank(rank: int, counts: list[int], folder: Path) -> None:
     """One rank: takes every case and writes what it found."""
-    store = dist.FileStore(str(folder / "store"), len(counts))
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=len(counts))
     # One above the largest number, so that padding is always there.
     first, total, capacity = sum(counts[:rank]), sum(counts), max(counts) + 1
     rows = slice(first, first + counts[rank])
@@ -189,22 +188,13 @@ def run_rank(rank: int, counts: list[int], folder: Path) -> None:
 
 def main(worlds: list[list[int]], root: Path) -> int:
     """Runs every world in a folder of its own, one process a rank; 1 if a rank failed."""
-    # Forked, so that torch is imported once and not once a rank.
-    context = multiprocessing.get_context("fork")
-    status = 0
+    failed = False
     for number, counts in enumerate(worlds):
         folder = root / str(number)
         folder.mkdir()
-        ranks = [
-            context.Process(target=run_rank, args=(rank, counts, folder))
-            for rank in range(len(counts))
-        ]
-        for process in ranks:
-            process.start()
-        for process in ranks:
-            process.join()
-            status |= process.exitcode != 0
-    return status
+        work = partial(run_rank, counts=counts, folder=folder)
+        failed |= any(run_ranks(len(counts), work, folder / "store"))
+    return int(failed)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from forked_ranks import run_ranks
 
+from tests.forked_ranks import run_ranks
 from wholegrain.train.divergence import RankDivergence, compare_ranks, weights_checksum
 
 

@@ -3,8 +3,7 @@
 import sys
 from pathlib import Path
 
-from forked_ranks import run_ranks
-
+from tests.forked_ranks import run_ranks
 from wholegrain.errors import ConfigError
 from wholegrain.train.shared_folder import check_run_folder
 

@@ -1,35 +1,23 @@
 """One process or several: the same training, and clashes that are named."""
 
-import importlib.util
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal
 
 import pytest
 import torch
 from torch import nn
 
+from tests.wholegrain.train import rank_program as program
 from wholegrain.errors import ConfigError
 from wholegrain.train import engine
 from wholegrain.train.config import OptimConfig, RunConfig
 from wholegrain.train.engine import Engine
 from wholegrain.train.optim import Optimizer
 
-PROGRAM = Path(__file__).with_name("rank_program.py")
-
-
-@pytest.fixture(scope="module")
-def program() -> ModuleType:
-    """`rank_program`, whose runs are repeated here in one process."""
-    spec = importlib.util.spec_from_file_location("train_rank_program", PROGRAM)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+PROGRAM = Path(program.__file__)
 
 
 def figures(out: Path, kind: str) -> list[float]:
@@ -41,9 +29,7 @@ def figures(out: Path, kind: str) -> list[float]:
 
 @pytest.mark.ranks
 @pytest.mark.slow
-def test_two_ranks_train_as_one(
-    program: ModuleType, tmp_path: Path, launch: Callable[..., str]
-) -> None:
+def test_two_ranks_train_as_one(tmp_path: Path, launch: Callable[..., str]) -> None:
     two = tmp_path / "two"
     two.mkdir()
     launch("--standalone", "--nproc-per-node", 2, PROGRAM, two, program="torchrun")

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
-import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.wholegrain.train import extra_program as program
 from wholegrain.errors import WholegrainError
 from wholegrain.train import checkpoint, optim
 from wholegrain.train.config import OptimConfig, RunConfig
@@ -24,18 +22,7 @@ from wholegrain.train.engine import Engine
 from wholegrain.train.journal import tag
 from wholegrain.train.updates import ExtraUpdates, seed_update
 
-PROGRAM = Path(__file__).with_name("extra_program.py")
-
-
-@pytest.fixture(scope="module")
-def program() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("train_extra_program", PROGRAM)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look up their annotations
-    spec.loader.exec_module(module)
-    return module
+PROGRAM = Path(program.__file__)
 
 
 def metrics(out: Path) -> list[dict[str, Any]]:
@@ -98,9 +85,7 @@ def parts_of(run: Any) -> list[tuple[str, int]]:
     return seen
 
 
-def test_heads_take_the_batches_of_their_own_stream_one_after_the_other(
-    program: ModuleType, tmp_path: Path
-) -> None:
+def test_heads_take_the_batches_of_their_own_stream_one_after_the_other(tmp_path: Path) -> None:
     seen = parts_of(program.ExtraRun(tmp_path / "run"))
     heads = iter(range(9))
     expected: list[tuple[str, int]] = []
@@ -111,9 +96,7 @@ def test_heads_take_the_batches_of_their_own_stream_one_after_the_other(
     assert 2 < len(expected) - 9 < 9  # a seed at which both kinds of steps occur
 
 
-def test_figures_have_names_of_their_own_and_no_constants(
-    program: ModuleType, tmp_path: Path
-) -> None:
+def test_figures_have_names_of_their_own_and_no_constants(tmp_path: Path) -> None:
     run = program.ExtraRun(tmp_path / "run")
     run.fit()
     lines = metrics(run.out)
@@ -128,7 +111,7 @@ def test_figures_have_names_of_their_own_and_no_constants(
 
 
 def test_the_rate_goes_by_steps_and_the_optimizer_by_updates(
-    program: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken: list[tuple[float, int]] = []
     original = optim.Optimizer.step
@@ -150,7 +133,7 @@ def test_the_rate_goes_by_steps_and_the_optimizer_by_updates(
     assert [line["learning_rate"] for line in metrics(run.out)] == pytest.approx(rates)
 
 
-def test_each_update_is_complete(program: ModuleType, tmp_path: Path) -> None:
+def test_each_update_is_complete(tmp_path: Path) -> None:
     """One step by hand: AdamW on the region batch, then AdamW on the main batch."""
     optim_config = OptimConfig(lr=0.05, warmup=0, schedule="constant", clip_norm=0.5)
     run = program.ExtraRun(
@@ -177,7 +160,7 @@ def test_each_update_is_complete(program: ModuleType, tmp_path: Path) -> None:
         torch.testing.assert_close(value, expected.get_parameter(name), rtol=1e-5, atol=1e-6)
 
 
-def test_main_updates_leave_the_other_head_alone(program: ModuleType, tmp_path: Path) -> None:
+def test_main_updates_leave_the_other_head_alone(tmp_path: Path) -> None:
     # Momentum and decay would go on moving it if its gradient were zero instead of none.
     seen: list[tuple[str, Tensor]] = []
     run = program.ExtraRun(tmp_path / "run")
@@ -201,7 +184,7 @@ def test_main_updates_leave_the_other_head_alone(program: ModuleType, tmp_path: 
 @pytest.mark.parametrize("log_every", [1, 4])
 @pytest.mark.parametrize("recipe", ["plain", "xvlm"])
 def test_a_killed_run_continues_as_if_nothing_had_happened(
-    program: ModuleType, tmp_path: Path, accumulation: int, log_every: int, recipe: str
+    tmp_path: Path, accumulation: int, log_every: int, recipe: str
 ) -> None:
     settings = RunConfig(
         steps=9, batch_size=8, accumulation=accumulation, log_every=log_every, save_every=3
@@ -229,7 +212,7 @@ def test_a_killed_run_continues_as_if_nothing_had_happened(
     assert_same_weights(model, expected)
 
 
-def test_an_update_that_is_not_finite_leaves_no_trace(program: ModuleType, tmp_path: Path) -> None:
+def test_an_update_that_is_not_finite_leaves_no_trace(tmp_path: Path) -> None:
     def spoil(kind: str, part: int, inputs: Tensor) -> Tensor:
         return inputs * float("nan") if (kind, part) == ("region", 1) else inputs
 
@@ -246,7 +229,7 @@ def test_an_update_that_is_not_finite_leaves_no_trace(program: ModuleType, tmp_p
     assert isinstance(lines[second]["loss"], float)
 
 
-def test_one_kind_that_is_always_lost_stops_the_run(program: ModuleType, tmp_path: Path) -> None:
+def test_one_kind_that_is_always_lost_stops_the_run(tmp_path: Path) -> None:
     settings = RunConfig(steps=40, batch_size=8, log_every=1, max_skipped=3)
 
     def spoil(kind: str, part: int, inputs: Tensor) -> Tensor:
@@ -259,7 +242,7 @@ def test_one_kind_that_is_always_lost_stops_the_run(program: ModuleType, tmp_pat
     assert metrics(run.out)[-1]["step"] == fourth + 1
 
 
-def test_a_dry_run_shows_both_kinds(program: ModuleType, tmp_path: Path) -> None:
+def test_a_dry_run_shows_both_kinds(tmp_path: Path) -> None:
     run = program.ExtraRun(tmp_path / "run", probability=0.01)
     engine = Engine(run.run)
     text = timed_steps(run.stage(engine), run.run, run.optim, engine)
@@ -269,9 +252,7 @@ def test_a_dry_run_shows_both_kinds(program: ModuleType, tmp_path: Path) -> None
 
 
 @pytest.mark.ranks
-def test_two_ranks_train_as_one(
-    program: ModuleType, tmp_path: Path, launch: Callable[..., str]
-) -> None:
+def test_two_ranks_train_as_one(tmp_path: Path, launch: Callable[..., str]) -> None:
     two = tmp_path / "two"
     two.mkdir()
     launch("--standalone", "--nproc-per-node", 2, PROGRAM, two, program="torchrun")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from forked_ranks import run_ranks
 
+from tests.forked_ranks import run_ranks
 from wholegrain.train.vote import StopVote
 
 FOLDER = Path(sys.argv[1])

@@ -87,7 +87,8 @@ def two_ranks(folder: Path) -> None:
     """Rank 1 hangs, then, in other processes, is stopped; rank 0 waits for it in a collective."""
     import torch
     import torch.distributed as dist
-    from forked_ranks import run_ranks
+
+    from tests.forked_ranks import run_ranks
 
     def train(rank: int, stop: bool) -> None:
         # A log each, as ranks have: stacks are written in pieces, which mix in a shared one.
