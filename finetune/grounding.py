@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -16,9 +17,10 @@ from wholegrain.data.corpus import Corpus
 from wholegrain.data.sampling import ConceptSampling
 from wholegrain.data.skips import SkipLedger
 from wholegrain.data.stream import Source, Stream
-from wholegrain.model.grounding.fusion import Fused
+from wholegrain.model.grounding.fusion import Fused, share_of_patches
 from wholegrain.model.multigrain import MultiGrainModel
-from wholegrain.objectives.box import grounding_losses
+from wholegrain.objectives.box import grounding_losses, over_scales
+from wholegrain.objectives.gather import mean_over_ranks, whole_of_shares
 from wholegrain.objectives.self_paced import SelfPaced
 from wholegrain.text import Tokenizer
 
@@ -42,37 +44,61 @@ class GroundingModule(nn.Module):
         return self
 
     def forward(self, batch: ConceptBatch) -> dict[str, Tensor]:
-        """The loss, its terms, and the training accuracy at IoU 0.5."""
+        """The loss, its terms, and the training accuracy at IoU 0.5.
+
+        Each is a share of the mean over the expressions of all ranks; the mean of the shares is it.
+        """
         model = self.model
-        ids, mask, _, _ = batch.padded()
+        ids, mask, image, target = _expressions(batch)
         images = model.normalise_images(batch.images)
         texts = model.read_texts(ids, mask)
-        features, rows = model.encode_for_texts(images, texts, batch.concept_image)
+        features, rows = model.encode_for_texts(images, texts, image)
         fused = model.fuse_texts(features, texts, rows)
         prediction = model.answer(fused, features, rows)
-        target = batch.concept_box
         terms = grounding_losses(prediction, target, getattr(model.box_head, "centres", None))
-        losses = {f"box_{name}": _sum(term).mean() for name, term in terms.items()}
+        number = batch.num_concepts
         weights = {name: float(getattr(self.weights, name)) for name in terms}
+        overlap = iou(cxcywh_to_xyxy(prediction.boxes.detach()), cxcywh_to_xyxy(target))
+        per_text = {f"box_{name}": over_scales(term) for name, term in terms.items()}
+        per_text["acc@0.5"] = (overlap >= 0.5).float()
+        figures: dict[str, Tensor] = {}
         if self.paced is None:
-            weighed = [weights[name] * losses[f"box_{name}"] for name in terms]
-            loss = torch.stack(weighed).sum()
+            weighed = [weights[name] * per_text[f"box_{name}"] for name in terms]
+            per_text["loss"] = torch.stack(weighed).sum(dim=0)
         else:
             paced = self.paced(terms, weights)
-            loss = paced.per_sample.mean()
-            losses |= {f"self_paced/{name}": figure for name, figure in paced.figures.items()}
-        if self.weights.budget and fused.gates is not None:
-            losses["budget"] = (fused.gates.mean() - self.weights.budget_share).square()
-            loss = loss + self.weights.budget * losses["budget"]
+            per_text["loss"] = paced.per_sample
+            # What is not finite is left out of the means that are reported.
+            left_out = 0.0 if number else math.nan
+            figures = {f"self_paced/{name}": v + left_out for name, v in paced.figures.items()}
+        if fused.gates is not None:
+            per_text["gates"] = share_of_patches(fused.gates)
         if fused.kept is not None:
-            losses["kept"] = fused.kept.detach().mean()
-        overlap = iou(cxcywh_to_xyxy(prediction.boxes.detach()), cxcywh_to_xyxy(target))
-        return {**losses, "acc@0.5": (overlap >= 0.5).float().mean(), "loss": loss}
+            per_text["kept"] = share_of_patches(fused.kept.detach())
+        # Ranks have different numbers of expressions, and each expression counts alike.
+        sums = [values.sum() if number else 0 * values.sum() for values in per_text.values()]
+        means = mean_over_ranks(sums, [number] * len(sums))
+        losses = dict(zip(per_text, means, strict=True))
+        gates = losses.pop("gates", None)
+        if gates is not None and self.weights.budget:
+            read = whole_of_shares(gates)
+            losses["budget"] = (read - self.weights.budget_share).square()
+            losses["loss"] = losses["loss"] + self.weights.budget * losses["budget"]
+        return losses | figures
 
 
-def _sum(term: Tensor) -> Tensor:
-    """(T,) of a term (T,) or, summed over scales, (T, S)."""
-    return term.reshape(len(term), -1).sum(dim=1)
+def _expressions(batch: ConceptBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Ids and mask (T, L), rows of images (T,) and boxes (T, 4).
+
+    Photos without any expression give one that is none: on several ranks every pass, and every
+    parameter in it, must be there, and what it costs is multiplied by 0.
+    """
+    if batch.num_concepts:
+        ids, mask, _, _ = batch.padded()
+        return ids, mask, batch.concept_image, batch.concept_box
+    ids = batch.tokens.new_full((1, 1), batch.pad_id)
+    whole = batch.concept_box.new_tensor([[0.5, 0.5, 1.0, 1.0]])
+    return ids, ids == ids, torch.zeros_like(ids[0]), whole
 
 
 def training_stream(

@@ -183,8 +183,8 @@ class InitConfig:
     """Pretrained encoders to start from; heads and cross-attention start from nothing."""
 
     vision: str | None = None
-    """Weights of the image encoder: a Swin, ViT or DeiT checkpoint, or a CLIP folder; null starts
-    from nothing."""
+    """Weights of the image encoder: a Swin, ViT, DeiT or DETR checkpoint, or a CLIP folder; null
+    starts from nothing."""
     text: str | None = None
     """A BERT folder, for the text and the cross encoder; null starts from nothing."""
 

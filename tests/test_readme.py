@@ -6,6 +6,8 @@ import argparse
 import importlib
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -131,6 +133,14 @@ def check_demo(arguments: list[str]) -> None:
     assert set(arguments) <= {"--fresh", "--quick"}
 
 
+def check_hf(arguments: list[str]) -> None:
+    program = Path(sys.executable).with_name("hf")
+    asked = [str(program), arguments[0], "--help"]
+    told = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
+    for flag in (word for word in arguments if word.startswith("--")):
+        assert flag in told.split(), flag
+
+
 CHECKS: dict[str, Callable[[list[str]], None]] = {
     "make": check_make,
     "pretrain": check_stage,
@@ -158,6 +168,7 @@ CHECKS: dict[str, Callable[[list[str]], None]] = {
             "soak",
         )
     },
+    "hf": check_hf,
     "sbatch": check_sbatch,
 }
 # Programs of others, in a few places of the docs.

@@ -50,7 +50,8 @@ class Grounding:
     box: tuple[float, float, float, float]
     """Left, top, right, bottom in pixels of the photo as stored, inside it."""
     score: float
-    """Probability, 0 to 1, that text and photo belong together."""
+    """Confidence of the box head, 0 to 1, not calibrated: the matching probability (`cls`), the
+    share of the votes inside the box (`patch`), or the expected IoU (`mlp`)."""
 
 
 def load(

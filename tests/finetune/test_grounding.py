@@ -13,6 +13,7 @@ from finetune.grounding import GroundingModule, predictor, training_stream
 from finetune.samples import corpus_expressions
 from finetune.start import starting_model
 from wholegrain.config import from_dict
+from wholegrain.data.batch import Sample, collate
 from wholegrain.data.corpus import Corpus
 from wholegrain.data.decode import decode_image
 from wholegrain.model.multigrain import MultiGrainModel
@@ -99,8 +100,7 @@ MMA = {"kind": "mma", "rank": 4, "blocks": 1, "alpha": 0.1}
 MMCA = {"kind": "mmca", "rank": 4, "embed_dim": 8, "gate_dim": 4, "blocks": 1}
 
 
-@pytest.mark.parametrize("train_host", [True, False])
-@pytest.mark.parametrize(
+METHODS = pytest.mark.parametrize(
     ("vision", "fusion", "adapters"),
     [
         (None, CA2M, []),
@@ -112,6 +112,10 @@ MMCA = {"kind": "mmca", "rank": 4, "embed_dim": 8, "gate_dim": 4, "blocks": 1}
         ("swin", None, [MMA | {"cross": True}, MMCA]),
     ],
 )
+
+
+@pytest.mark.parametrize("train_host", [True, False])
+@METHODS
 def test_all_that_learns_takes_part_in_every_method(
     tiny_finetune: Settings,
     vision: str | None,
@@ -135,6 +139,34 @@ def test_all_that_learns_takes_part_in_every_method(
     losses["loss"].backward()
     for name, parameter in module.named_parameters():
         assert parameter.requires_grad == (parameter.grad is not None), name
+
+
+@METHODS
+def test_photos_without_expressions_teach_nothing(
+    tiny_finetune: Settings, vision: str | None, fusion: Settings | None, adapters: list[Settings]
+) -> None:
+    # A rank may draw such photos alone; the others have something to say, and wait for it.
+    model = tiny_finetune["model"] | ({"vision": VISION[vision]} if vision else {})
+    given = started(
+        tiny_finetune,
+        model=model,
+        fusion=fusion,
+        box_head={"kind": "mlp"},
+        adapters=adapters,
+        loss={"budget": 0.1, "self_paced": {}},
+    )
+    size = given[2].config.vision.image_size
+    photos = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
+    batch = collate([Sample(str(number), photo, []) for number, photo in enumerate(photos)])
+    module = GroundingModule(given[2], given[0].loss).train()
+    losses = module(batch)
+    assert losses["box_l1"] == losses["acc@0.5"] == 0
+    assert losses["self_paced/d_mean_l1"].isnan()
+    losses["loss"].backward()
+    for name, parameter in module.named_parameters():
+        assert parameter.requires_grad == (parameter.grad is not None), name
+        if parameter.grad is not None:
+            assert not parameter.grad.any(), name
 
 
 def test_the_loss_is_the_weighted_sum_of_its_terms(tiny_finetune: Settings) -> None:

@@ -17,8 +17,9 @@ NO_LEAK_AUDIT = "No audit for evaluation photos among the training photos was ru
 GENERAL_LIMITATIONS = (
     "It sees the photo squeezed to a square of {size} px: what is small there is easily missed.",
     "Texts are lower-cased and cut to the model's longest; it answers every expression with a box, "
-    "also when nothing in the photo fits. The score is the probability that text and photo belong "
-    "together, not a calibrated chance that the box is right.",
+    "also when nothing in the photo fits. The score is the box head's own confidence "
+    "(matching probability, share of the votes inside the box, or expected overlap), not a "
+    "calibrated chance that the box is right.",
     "It repeats the biases of its training data. Do not use it to identify people or to decide "
     "about them.",
 )

@@ -116,6 +116,11 @@ def grounding_losses(
     return terms
 
 
+def over_scales(term: Tensor) -> Tensor:
+    """(T,) of a term (T,) or, summed over scales, (T, S)."""
+    return term if term.ndim == 1 else term.sum(dim=1)
+
+
 def responsibility(target: Tensor, centres: Tensor) -> Tensor:
     """How much each patch answers for a box: (T, P), each row sums to 1.
 

@@ -135,6 +135,18 @@ def mean_over_ranks(
     return [each * share.to(each.dtype) for each, share in zip(sums, shares.unbind(), strict=True)]
 
 
+def whole_of_shares(share: Tensor) -> Tensor:
+    """The mean over ranks of what `mean_over_ranks` gave each, for functions of it that are not
+    linear; its gradient is that of this rank's share.
+    """
+    size = world()[1]
+    if size == 1:
+        return share
+    whole = share.detach().clone()
+    dist.all_reduce(whole)
+    return whole / size + (share - share.detach())
+
+
 class GatheredConcepts(NamedTuple):
     """Unit vectors and keys of the concepts of all ranks, N by gathered index."""
 

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from wholegrain.config import config
 from wholegrain.errors import ConfigError, WholegrainError
+from wholegrain.objectives.box import over_scales
 
 
 @config
@@ -150,7 +151,7 @@ class SelfPaced(nn.Module):
                     _require_finite(name, loss)
                 if self.training and name in self.rho:
                     loss = self._paced(name, loss, figures)
-                loss = loss.reshape(len(loss), -1).sum(dim=1)
+                loss = over_scales(loss)
                 if weights is not None:
                     loss = loss * weights[name]
                 total = loss if total is None else total + loss

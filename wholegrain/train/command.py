@@ -47,7 +47,7 @@ def parse_command(program: str, about: str, cls: type[T], argv: Sequence[str] | 
     parser.add_argument(
         "--print-config", action="store_true", help="show the resolved config, stop"
     )
-    parser.add_argument("--dry-run", action="store_true", help="check data, run one batch, stop")
+    parser.add_argument("--dry-run", action="store_true", help="check data, take a few steps, stop")
     parser.add_argument(
         "--world-size", type=int, metavar="N", help="with --dry-run: plan for N ranks"
     )

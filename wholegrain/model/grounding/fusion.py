@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from wholegrain.model.adapters.condition import Condition
@@ -27,6 +28,15 @@ class Fused(NamedTuple):
     pulls on it."""
     answers: Tensor | None = None
     """(T,) scale whose vector answers, where it is not the last for all."""
+
+
+def share_of_patches(shares: Tensor) -> Tensor:
+    """The share (T,) of the patches of several scales together, from that of each (T, S).
+
+    Each scale has four times the patches of the one before.
+    """
+    weights = 4.0 ** torch.arange(shares.shape[1], device=shares.device, dtype=shares.dtype)
+    return shares @ (weights / weights.sum())
 
 
 class BlockAdapter(Protocol):
