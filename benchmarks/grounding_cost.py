@@ -137,7 +137,7 @@ def kept(
     shares = []
     for part in plan_batches([one for one in asked if one.image in chosen], 16, 64):
         batch = load_batch(corpus, part, side)
-        ids, mask = grounder.tokenizer.encode_batch(batch.texts, grounder.max_tokens)
+        ids, mask = batch.encode_texts(grounder.tokenizer, grounder.max_tokens)
         with torch.inference_mode():
             texts = model.read_texts(ids, mask)
             images = model.normalise_images(batch.images)

@@ -35,8 +35,8 @@ from finetune.detection import KINDS, detection_scores
 from finetune.grec import MIN_SCORE, SetEvaluation, evaluate_sets
 from finetune.grec_answers import read_set_predictions
 from finetune.grec_samples import SetExpression, set_expressions
-from finetune.metrics import RESAMPLES
-from finetune.predictions import Prediction, write_questions
+from finetune.metrics import MAX_RESAMPLES, RESAMPLES
+from finetune.predictions import Prediction, check_outputs, write_questions
 from finetune.protocols import OVERLAPS, Overlap, merged_iou
 from finetune.reading import Reading
 from finetune.results import Evaluation, evaluate_predictions
@@ -51,20 +51,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The program; returns its exit status."""
     options = build_parser().parse_args(argv)
     _check_options(options)
+    check_outputs(
+        {"--write-questions": options.write_questions, "--out": options.out},
+        {
+            "the predictions file": options.predictions,
+            "--against": options.against,
+            "--corpus": options.corpus,
+        },
+    )
     if options.task == "coco":
         scores = detection_scores(options.truth, options.predictions, options.kind)
         _print(scores.to_dict() if options.json else scores.table())
         return 0
     asked = _asked(options)
+    found = None if options.predictions is None else _figures(options, asked)
+    # Last: all that is read has been read, and a full disk takes no figure along.
     if options.write_questions is not None:
         assert asked is not None
         write_questions(options.write_questions, asked)
-        print(f"{len(asked)} expressions written to {options.write_questions}")
-    if options.predictions is None:
-        return 0
-    found = _evaluate(options, options.predictions, options.boxes, asked)
-    if options.out is not None:
+        # What is on stdout is the figures, which with --json another program reads.
+        print(f"{len(asked)} expressions written to {options.write_questions}", file=sys.stderr)
+    if options.out is not None and found is not None:
         found.write(options.out)
+    return 0
+
+
+def _figures(
+    options: argparse.Namespace, asked: Sequence[Any] | None
+) -> Evaluation | SetEvaluation:
+    """Evaluates the predictions, beside others if there are some, and prints what they are worth.
+
+    Returns:
+        The evaluation of the predictions.
+    """
+    found = _evaluate(options, options.predictions, options.boxes, asked)
     figures, text = found.to_dict(), found.table()
     if options.against is not None:
         other = _evaluate(options, options.against, options.against_boxes or options.boxes, asked)
@@ -73,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         figures["difference"] = comparison.to_dict()
         text += "\n\n" + comparison.table((options.predictions.name, options.against.name))
     _print(figures if options.json else text)
-    return 0
+    return found
 
 
 def evaluate_file(
@@ -194,8 +214,13 @@ def _print(found: dict[str, Any] | str) -> None:
 
 def _check_options(options: argparse.Namespace) -> None:
     """ConfigError for options that cannot be meant together."""
-    if options.resamples < 1:
-        raise ConfigError(f"--resamples is {options.resamples}; it must be 1 or more")
+    if not 1 <= options.resamples <= MAX_RESAMPLES:
+        raise ConfigError(
+            f"--resamples is {options.resamples}; it must lie in 1..{MAX_RESAMPLES:,}, of which "
+            f"{RESAMPLES:,} are plenty"
+        )
+    if options.seed < 0:
+        raise ConfigError(f"--seed is {options.seed}; it must be 0 or more")
     if not math.isfinite(options.min_score):
         raise ConfigError(f"--min-score is {options.min_score}; it must be a number")
     if options.task == "coco":
@@ -218,6 +243,8 @@ def _check_options(options: argparse.Namespace) -> None:
             raise ConfigError("nothing to do: name a predictions file, or --write-questions FILE")
         if options.against is not None:
             raise ConfigError("--against needs a predictions file to compare with")
+        if options.out is not None:
+            raise ConfigError("--out writes the predictions that are evaluated: name their file")
 
 
 def _size(text: str) -> Size:

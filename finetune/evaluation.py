@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from finetune.metrics import RESAMPLES
 from finetune.predictions import Prediction
@@ -27,7 +28,8 @@ from finetune.samples import CorpusView, Expression, corpus_expressions, plan_ba
 from wholegrain import boxes as convert
 from wholegrain.data.augment import squeeze, to_planes
 from wholegrain.data.decode import check_size, decode_image
-from wholegrain.errors import DataError
+from wholegrain.errors import DataError, TextError
+from wholegrain.text import Tokenizer
 
 _FIELDS = 6  # of a gathered answer: position, x1, y1, x2, y2, score
 
@@ -45,6 +47,17 @@ class EvalBatch:
     texts: list[str]
     """(T,), as annotated."""
     expressions: list[Expression]
+
+    def encode_texts(self, tokenizer: Tokenizer, max_tokens: int) -> tuple[Tensor, Tensor]:
+        """Token ids (T, L) and their mask, as `Tokenizer.encode_batch` gives them.
+
+        A text without a word, such as "?", is [CLS] alone: training skips it, but the benchmarks
+        count every expression, so it is answered by what the photo shows without one.
+        """
+        rows = [torch.tensor(_ids(tokenizer, text, max_tokens)) for text in self.texts]
+        ids = pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_id)
+        lengths = torch.tensor([len(row) for row in rows])
+        return ids, torch.arange(ids.shape[1]) < lengths[:, None]
 
     def to_pixels(self, boxes: Tensor) -> Tensor:
         """The model's boxes as xyxy pixels of the stored images, in float64 on the CPU.
@@ -162,6 +175,13 @@ def hide_words(predict: Predict, words: str = "the thing") -> Predict:
         return predict(replace(batch, texts=[words] * len(batch.texts)))
 
     return deaf
+
+
+def _ids(tokenizer: Tokenizer, text: str, max_tokens: int) -> list[int]:
+    try:
+        return tokenizer.encode(text, max_tokens)
+    except TextError:
+        return [tokenizer.cls_id]
 
 
 def _answer(predict: Predict, batch: EvalBatch) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -159,7 +159,7 @@ def predictor(
 
     def predict(batch: EvalBatch) -> tuple[Tensor, Tensor]:
         model.eval()
-        ids, mask = tokenizer.encode_batch(batch.texts, max_tokens)
+        ids, mask = batch.encode_texts(tokenizer, max_tokens)
         ids, mask = ids.to(device), mask.to(device)
         images = model.normalise_images(batch.images.to(device))
         texts = model.read_texts(ids, mask)

@@ -24,6 +24,8 @@ Mask = NDArray[np.bool_]
 
 THRESHOLDS = (0.5, 0.75, 0.9)
 RESAMPLES = 2_000
+MAX_RESAMPLES = 1_000_000
+"""What a program may ask for: memory and time grow with it; intervals settle long before."""
 CONFIDENCE = 0.95
 MEAN_IOU, MEAN_GIOU = "mean_iou", "mean_giou"
 

@@ -41,10 +41,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from finetune.evaluation import evaluate
     from finetune.grounding import predictor
+    from finetune.predictions import check_outputs
     from finetune.scales import ScalesRead, stop_at
     from wholegrain.data.corpus import Corpus
     from wholegrain.predict import load
 
+    inputs = {"--model": arguments.model, "--corpus": arguments.corpus}
+    check_outputs({"--out": arguments.out}, inputs)
     corpus = Corpus.open(arguments.corpus)
     if arguments.split is not None:
         corpus = corpus.select(arguments.split)

@@ -7,17 +7,21 @@ shorter lines of other systems.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from finetune.protocols import Corners
 from finetune.samples import Expression
+from wholegrain.errors import ConfigError, DataError
 
 QUESTION = ("id", "image", "text", "width", "height")
+# The machine's faults rather than the user's: a job may meet none of them on another node.
+_NOT_THE_USERS = (errno.EIO, errno.ESTALE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,16 +128,82 @@ def corners_of(xywh: Corners) -> Corners:
 
 
 def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
-    """Writes JSON lines aside and moves them into place; whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    """Writes JSON lines aside and moves them into place; whole or not at all.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    aside = path.with_name(_aside(path))
     try:
-        with aside.open("w", encoding="utf-8") as stream:
-            for row in rows:
-                stream.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with aside.open("w", encoding="utf-8") as stream:
+                for row in rows:
+                    stream.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(aside, path)
+        finally:
+            aside.unlink(missing_ok=True)
+    except OSError as error:
+        if error.errno in _NOT_THE_USERS:
+            raise
+        remedy = "make room there, or name a file in a folder that you may write to"
+        raise DataError(f"{path}: cannot be written ({error.strerror}); {remedy}") from error
     return path
+
+
+def check_outputs(outputs: Mapping[str, Path | None], inputs: Mapping[str, Path | None]) -> None:
+    """Whether each output can be written, and is neither an input nor another output.
+
+    For programs to ask before they work, so that nothing is lost in the end; leaves nothing behind.
+
+    Args:
+        outputs: option -> file, which is to be written aside and renamed; None where it is not
+            given.
+        inputs: option -> file or folder that is read; None where it is not given.
+
+    Raises:
+        ConfigError: names the option, the path and the remedy.
+    """
+    taken = {option: path for option, path in inputs.items() if path is not None}
+    for option, path in outputs.items():
+        if path is None:
+            continue
+        for other, named in taken.items():
+            if _same_file(path, named):
+                raise ConfigError(f"{option} is {path}, which is {other} too; name another file")
+        _check_writable(option, path)
+        taken[option] = path
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:  # one of them is yet to be written
+        return os.path.realpath(one) == os.path.realpath(other)
+
+
+def _check_writable(option: str, path: Path) -> None:
+    """By writing beside it, as root and network folders show their limits in no other way."""
+    try:
+        if path.is_dir():
+            example = path / "predictions.jsonl"
+            raise ConfigError(f"{option} is {path}, a folder; name a file, for instance {example}")
+        if path.exists() and not path.is_file():
+            # To rename a file to `/dev/null` would replace the device.
+            raise ConfigError(f"{option} is {path}, no regular file; name one, or a new one")
+        folder = next(folder for folder in path.parents if os.path.lexists(folder))
+        probe = folder / _aside(path)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"{option} is {path}, which cannot be written ({error.strerror}); name a file in a "
+            "folder that you may write to"
+        ) from error
+
+
+def _aside(path: Path) -> str:
+    """The name, unique to this process, under which a file is written until it is whole."""
+    return f".{path.name}.partial-{os.getpid()}"

@@ -10,6 +10,7 @@ from finetune.evaluation import evaluate
 from finetune.grounding import GroundingModule, predictor, training_stream
 from finetune.leaks import leak_statement
 from finetune.outcome import Outcome, measure_all, publish
+from finetune.samples import corpus_expressions
 from finetune.start import starting_model
 from finetune.work import GroundingWork
 from wholegrain.config import to_dict
@@ -41,7 +42,7 @@ def train(command: Command[FinetuneConfig], engine: Engine, folder: OpenRun) -> 
     """The whole run, in a folder that it holds."""
     config = command.config
     corpus, leak_audit = open_training(config)
-    # Unknown splits and folders end the run here, not after hours of training.
+    # Unknown, empty and damaged splits end the run here, not after hours of training.
     splits = open_splits(config.data.evaluate)
     model, tokenizer = starting_model(config, corpus)
     prepare_model(model, config.run)
@@ -85,11 +86,23 @@ def open_split(corpus: CorpusConfig) -> Corpus:
     return opened.select(corpus.split) if corpus.split else opened
 
 
+def open_measured(corpus: CorpusConfig) -> Corpus:
+    """As `open_split`, of what is evaluated: before training, all that this will ask is listed.
+
+    Raises:
+        DataError: there is no expression, two records share an id, or a record is damaged.
+    """
+    opened = open_split(corpus)
+    corpus_expressions(opened)
+    return opened
+
+
 def open_splits(corpora: Sequence[CorpusConfig]) -> dict[str, Corpus]:
     """What is evaluated, by the label that its tables and files carry.
 
     Raises:
         ConfigError: two have one label.
+        DataError: one cannot be evaluated, see `open_measured`.
     """
     labels = [corpus.label for corpus in corpora]
     for label in labels:
@@ -98,7 +111,7 @@ def open_splits(corpora: Sequence[CorpusConfig]) -> dict[str, Corpus]:
                 f"data.evaluate: {labels.count(label)} entries are called {label!r}; give each a "
                 "name of its own (`name: ...`)"
             )
-    return dict(zip(labels, map(open_split, corpora), strict=True))
+    return dict(zip(labels, map(open_measured, corpora), strict=True))
 
 
 def grounding_stage(
@@ -119,7 +132,7 @@ def grounding_stage(
     rank, world = (engine.rank, engine.world) if planned is None else (0, planned)
     ledgers: list[SkipLedger] = []
     stream = training_stream(config, corpus, model, tokenizer, ledgers)
-    validation = open_split(config.data.validation) if config.data.validation else None
+    validation = open_measured(config.data.validation) if config.data.validation else None
     predict = predictor(model, tokenizer, config.data.max_tokens, engine.device)
 
     def validate() -> Mapping[str, float]:

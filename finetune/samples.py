@@ -116,10 +116,16 @@ def corpus_expressions(corpus: CorpusView, grains: Sequence[str] = ("region",)) 
         found += expressions_of(record, index, grains)
     if not found:
         raise DataError(
-            f"the corpus of {len(corpus)} records has no text for a box of grain "
-            f"{' or '.join(grains)}; choose another split or convert with region annotations"
+            f"{_place_of(corpus)} has no text for a box of grain {' or '.join(grains)} in its "
+            f"{len(corpus)} records; choose another split or convert with region annotations"
         )
     return found
+
+
+def _place_of(corpus: CorpusView) -> str:
+    """Folder and split of a corpus, where the view has them."""
+    path, split = getattr(corpus, "path", "the corpus"), getattr(corpus, "split", None)
+    return f"{path}" if split is None else f"{path}, split {split!r},"
 
 
 def plan_batches(

@@ -31,7 +31,12 @@ def keep_stderr(descriptor: int) -> None:
 
 
 def say_once(message: str) -> None:
-    """Prints a line on stderr, unless another rank prints the same one."""
+    """Prints a line on stderr, unless another rank prints the same one.
+
+    What is not UTF-8 of a path in it is shown as an escape, such as ``\\udce9``.
+    """
+    # A path's bytes that are no UTF-8 are lone surrogates in Python, which have no encoding.
+    message = message.encode("utf-8", "backslashreplace").decode()
     if "stderr" in _kept:
         print(message, file=sys.stderr, flush=True)
     rank, world = _number("RANK", 0), _number("WORLD_SIZE", 1)

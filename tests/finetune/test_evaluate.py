@@ -1,5 +1,6 @@
 """The program `python -m finetune.evaluate`."""
 
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -151,6 +152,21 @@ def test_an_edited_file_is_noticed(tmp_path: Path, capsys: pytest.CaptureFixture
         ([], "nothing to do"),
         (["--write-questions", "q"], "add --corpus"),
         (["p", "--resamples", "0"], "--resamples is 0"),
+        (
+            ["p", "--resamples", "100000000000"],
+            "--resamples is 100000000000; it must lie in 1..1,0",
+        ),
+        (["p", "--seed", "-1"], "--seed is -1; it must be 0 or more"),
+        (["--corpus", "c", "--write-questions", "q", "--out", "o"], "--out writes the predictions"),
+        (["p", "--out", "p"], "--out is p, which is the predictions file too; name another file"),
+        (["p", "--against", "q", "--out", "q"], "--out is q, which is --against too"),
+        (
+            ["p", "--corpus", "c", "--write-questions", "./p"],
+            "--write-questions is p, which is the",
+        ),
+        (["p", "--corpus", "c", "--write-questions", "q", "--out", "q"], "which is --write-questi"),
+        (["p", "--out", "/proc/o.jsonl"], "--out is /proc/o.jsonl, which cannot be written ("),
+        (["p", "--out", "."], "--out is ., a folder; name a file"),
         (["p", "--split", "val"], "--split val is of a corpus: add --corpus"),
         (["p", "--truth", "t"], "--truth is for --task coco"),
         (["p", "--task", "coco"], "needs a results file and --truth"),
@@ -196,6 +212,45 @@ def test_difference_of_two_systems(
     assert "xyxy_pixels.jsonl less xyxy_1000.jsonl" in capsys.readouterr().out
 
 
+def test_with_json_stdout_is_json(
+    truth_in: Callable[[str], list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    questions = tmp_path / "q.jsonl"
+    assert main([*truth_in("xyxy_pixels"), "--json", "--write-questions", str(questions)]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["merged"]["all"]["acc@0.5"] == 1.0
+    assert f"expressions written to {questions}" in printed.err
+    assert questions.exists()
+
+
+def test_figures_are_printed_though_the_file_cannot_be_written(
+    truth_in: Callable[[str], list[str]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    given, out = truth_in("xyxy_pixels"), tmp_path / "o.jsonl"
+    monkeypatch.setattr("os.fsync", full)
+    assert run_cli(main, [*given, "--json", "--out", str(out)]) == 2
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["merged"]["all"]["acc@0.5"] == 1.0
+    assert f"{out}: cannot be written (No space left on device)" in printed.err
+    assert not out.exists()
+
+
+def test_a_bad_input_is_met_before_anything_is_written(
+    truth_in: Callable[[str], list[str]], tmp_path: Path
+) -> None:
+    given, questions, out = truth_in("xyxy_pixels"), tmp_path / "q.jsonl", tmp_path / "o.jsonl"
+    outputs = ["--write-questions", str(questions), "--out", str(out)]
+    assert run_cli(main, [*given, *outputs, "--against", str(tmp_path / "absent.jsonl")]) == 2
+    assert not questions.exists()
+    assert not out.exists()
+
+
 def test_giou_is_asked_for(
     truth_in: Callable[[str], list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -212,7 +267,8 @@ def test_generalized_grounding_from_questions_to_figures(
     questions, answers, ours = (tmp_path / name for name in ("q.jsonl", "a.jsonl", "o.jsonl"))
     corpus = ["--corpus", str(grec_folder), "--split", "val", "--task", "grec"]
     assert main([*corpus, "--write-questions", str(questions)]) == 0
-    assert "21 expressions written" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert (printed.out, "21 expressions written" in printed.err) == ("", True)
     asked = [json.loads(line) for line in questions.read_text().splitlines()]
     assert set(asked[0]) == {"id", "image", "text", "width", "height"}
     truths = {one.id: one.truths for one in set_expressions(Corpus.open(grec_folder))}

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from tests.finetune import rank_program as program
 from wholegrain.data.corpus import Corpus
 from wholegrain.data.record import Record
 from wholegrain.errors import DataError
+from wholegrain.text import Tokenizer
 
 PROGRAM = Path(program.__file__)
 
@@ -115,6 +117,22 @@ def test_batch_holds_each_image_once(corpus: Corpus) -> None:
     assert batch.sizes.tolist() == [
         [corpus.record(i).width, corpus.record(i).height] for i in images
     ]
+
+
+def test_texts_are_encoded_as_everywhere_and_one_without_words_is_cls(corpus: Corpus) -> None:
+    batch = load_batch(corpus, corpus_expressions(corpus)[:4], 16)
+    tokenizer = Tokenizer.train(batch.texts, 60)
+    ids, mask = batch.encode_texts(tokenizer, 5)
+    expected_ids, expected_mask = tokenizer.encode_batch(batch.texts, 5)
+    assert torch.equal(ids, expected_ids)
+    assert torch.equal(mask, expected_mask)
+    ids, mask = replace(batch, texts=["?", batch.texts[1], "..."]).encode_texts(tokenizer, 5)
+    assert torch.equal(ids[1], expected_ids[1])
+    for row in (0, 2):
+        assert ids[row].tolist() == [tokenizer.cls_id, *[tokenizer.pad_id] * 4]
+        assert mask[row].tolist() == [True, *[False] * 4]
+    ids, mask = replace(batch, texts=["?"]).encode_texts(tokenizer, 5)
+    assert (ids.tolist(), mask.tolist()) == ([[tokenizer.cls_id]], [[True]])
 
 
 def test_to_pixels_undoes_the_squeeze(corpus: Corpus) -> None:

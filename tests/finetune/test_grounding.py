@@ -1,6 +1,7 @@
 """The box loss over expressions, and the model as evaluation sees it."""
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -224,6 +225,30 @@ def test_evaluation_and_use_give_the_same_boxes(tiny_finetune: Settings) -> None
         (found,) = grounder.ground(photo, [one.text])
         assert found.box == pytest.approx(box, abs=1e-3)
         assert found.score == pytest.approx(score, abs=1e-5)
+
+
+@METHODS
+def test_a_text_without_words_is_answered(
+    tiny_finetune: Settings, vision: str | None, fusion: Settings | None, adapters: list[Settings]
+) -> None:
+    # Annotators wrote "?", which training skips; the benchmarks count it, so it must be asked.
+    model = tiny_finetune["model"] | ({"vision": VISION[vision]} if vision else {})
+    head = {"kind": "mlp"}
+    given = {"model": model, "fusion": fusion, "box_head": head, "adapters": adapters}
+    config, corpus, grounding, tokenizer = started(tiny_finetune, **given)
+    size = grounding.config.vision.image_size
+    predict = predictor(grounding, tokenizer, config.data.max_tokens, torch.device("cpu"))
+    expressions = [replace(one, text="?!") for one in corpus_expressions(corpus)[:1]]
+    expressions += corpus_expressions(corpus)[1:4]
+    with torch.inference_mode():
+        boxes, scores = predict(load_batch(corpus, expressions, size))
+        alone, score = predict(load_batch(corpus, expressions[:1], size))
+        others, _ = predict(load_batch(corpus, expressions[1:], size))
+    assert boxes.isfinite().all()
+    assert scores.isfinite().all()
+    torch.testing.assert_close(boxes[:1], alone, atol=1e-2, rtol=0)  # pixels
+    torch.testing.assert_close(scores[:1], score, atol=1e-4, rtol=0)
+    torch.testing.assert_close(boxes[1:], others, atol=1e-2, rtol=0)
 
 
 def test_weights_have_defaults_that_learn() -> None:

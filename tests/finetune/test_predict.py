@@ -49,6 +49,13 @@ def test_what_is_not_there_is_named(pretrained: Any, tiny_corpora: Any, tmp_path
         main(["--model", release, "--corpus", corpus, "--split", "testC"])
 
 
+def test_an_output_that_cannot_be_written_ends_it_before_any_work(tmp_path: Path) -> None:
+    given = ["--model", str(tmp_path / "nowhere"), "--corpus", str(tmp_path / "nothing")]
+    for out in (tmp_path, Path("/proc/p.jsonl")):
+        with pytest.raises(ConfigError, match=f"--out is {out}, "):
+            main([*given, "--out", str(out)])
+
+
 SCAN = {
     "vision": {
         "kind": "vit",

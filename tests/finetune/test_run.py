@@ -1,5 +1,6 @@
 """Finetuning runs in this process: what learns, how they continue, and what they refuse."""
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from finetune.config import FinetuneConfig
@@ -14,6 +16,8 @@ from finetune.refcoco import main
 from finetune.run import grounding_stage, open_split
 from finetune.start import starting_model
 from wholegrain.config import load_config
+from wholegrain.data.record import Record
+from wholegrain.data.shard import ShardWriter
 from wholegrain.errors import run_cli
 from wholegrain.hub.additions import load_additions
 from wholegrain.train import checkpoint
@@ -182,6 +186,28 @@ def test_the_folder_of_another_run_is_refused(
     error = capsys.readouterr().err
     assert "holds a run of another config" in error
     assert "init was 'absent'" in error
+
+
+@pytest.mark.parametrize("given", ["--data.evaluate=[{path: P}]", "--data.validation={path: P}"])
+@pytest.mark.parametrize("only_planned", [True, False])
+def test_a_split_without_expressions_is_found_before_training(
+    tiny_finetune: Settings,
+    write_config: Write,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    given: str,
+    only_planned: bool,
+) -> None:
+    empty, out = tmp_path / "captions", tmp_path / "run"
+    with ShardWriter(empty, source={"name": "test", "key": "0"}) as writer:
+        file = io.BytesIO()
+        Image.new("RGB", (9, 9)).save(file, "PNG")
+        writer.write(Record("a", "s", "val", 9, 9, captions=("a cup",)), file.getvalue(), "png")
+    options = [given.replace("P", str(empty)), *(["--dry-run"] if only_planned else [])]
+    config = str(write_config(tiny_finetune, {"out": out}))
+    assert run_cli(main, ["--config", config, *options]) == 2
+    assert f"{empty} has no text for a box of grain region in its 1 r" in capsys.readouterr().err
+    assert not list(out.glob("checkpoints/*"))
 
 
 def test_nothing_to_evaluate_is_fine(

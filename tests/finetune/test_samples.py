@@ -1,6 +1,7 @@
 """Every text of every box is one expression, and batches are cut by the data alone."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -84,8 +85,16 @@ def test_grain_is_chosen(corpus: Corpus) -> None:
 
 def test_nothing_to_evaluate_is_an_error() -> None:
     caption_only = Record("a", "s", "val", 9, 9, captions=("words",))
-    with pytest.raises(DataError, match="no text for a box of grain region"):
+    with pytest.raises(DataError, match="no text for a box of grain region in its 1 records"):
         corpus_expressions(Shelf([caption_only]))
+
+
+def test_a_corpus_without_expressions_is_named(corpus_folder: Path) -> None:
+    val = Corpus.open(corpus_folder).select("val")
+    val.record = lambda i: Record(str(i), "s", "val", 9, 9)  # type: ignore[method-assign]
+    with pytest.raises(DataError) as caught:
+        corpus_expressions(val)
+    assert str(caught.value).startswith(f"{corpus_folder}, split 'val', has no text for a box")
 
 
 def test_two_records_of_one_id_are_an_error() -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from wholegrain import once
+
 PROGRAM = Path(__file__).with_name("once_program.py")
 pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 
@@ -66,6 +68,26 @@ def test_what_one_meets_it_says_and_does_not_wait_for_long(repository: Path, alo
         for rank in ranks:
             rank.kill()
             rank.wait()
+
+
+def test_a_path_that_is_no_utf8_is_said_once(repository: Path) -> None:
+    message = os.fsdecode(b"/tmp/caf\xe9 is unknown")
+    ranks = start(repository, message, "all", "before", world=2, port=free_port())
+    assert ends(ranks) == ["error: /tmp/caf\\udce9 is unknown"]
+
+
+def test_and_said_where_all_ranks_are_heard(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    reader, writer = os.pipe()
+    monkeypatch.setattr(once, "_kept", {"stderr": writer})
+    try:
+        once.say_once(os.fsdecode(b"caf\xe9"))
+        assert os.read(reader, 100) == b"caf\\udce9\n"
+    finally:
+        os.close(reader)
+        os.close(writer)
+    assert capfd.readouterr().err == "caf\\udce9\n"
 
 
 def test_where_the_port_is_taken_a_rank_speaks_for_itself(repository: Path) -> None:

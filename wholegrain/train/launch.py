@@ -109,7 +109,7 @@ def write_to_own_log(place: Place, environ: MutableMapping[str, str]) -> Path | 
     )
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-        os.write(descriptor, header.encode())
+        os.write(descriptor, header.encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise ConfigError(
             f"{LOGS} is {folder!r}: {path.name} cannot be written there ({error.strerror}); name a "
