@@ -9,12 +9,15 @@ import math
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wholegrain.errors import DataError, run_cli
+from wholegrain.errors import DataError, ReleaseError, run_cli
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from wholegrain.predict import Grounding
 
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp")
@@ -53,29 +56,29 @@ def ground(arguments: argparse.Namespace) -> int:
         from wholegrain.draw import draw_boxes
 
         labels = [f"{one.score:.2f}  {one.text}" for one in found]
-        picture = draw_boxes(photo, [one.box for one in found], labels)
-        aside = arguments.out.with_name(f".{os.getpid()}-{arguments.out.name}")
-        try:
-            picture.save(aside, quality=92)
-            os.replace(aside, arguments.out)
-        finally:
-            aside.unlink(missing_ok=True)
+        _save(draw_boxes(photo, [one.box for one in found], labels), arguments.out)
         print(arguments.out, file=sys.stderr)
     return 0
 
 
 def info(arguments: argparse.Namespace) -> int:
     """Verifies a release and says what it is."""
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     from wholegrain.config import dump_config, to_dict
     from wholegrain.hub.release import CARD, WEIGHTS, read_info
 
     release = read_info(arguments.model)
     weights = release.folder / WEIGHTS
-    with safe_open(weights, framework="pt") as tensors:
-        names = tensors.keys()
-        count = sum(math.prod(tensors.get_slice(name).get_shape()) for name in names)
+    try:
+        with safe_open(weights, framework="pt") as tensors:
+            names = tensors.keys()
+            count = sum(math.prod(tensors.get_slice(name).get_shape()) for name in names)
+    except (OSError, SafetensorError) as error:  # the checksum is right: made so, or an odd path
+        raise ReleaseError(
+            f"{weights}: cannot be read as safetensors ({error}); have the release made again, "
+            "and keep it below a path in UTF-8"
+        ) from error
     if arguments.json:
         facts = {
             "folder": str(release.folder),
@@ -210,12 +213,41 @@ def _count(text: str) -> int:
 
 def _check_out(out: Path, photo: Path) -> None:
     """Refuses, before any work, a picture that could not or should not be written."""
-    if out.suffix.lower() not in _PICTURES:
-        raise DataError(f"--out {out}: a picture ends in {', '.join(_PICTURES)}")
-    if not out.parent.is_dir():
-        raise DataError(f"--out {out}: there is no folder {out.parent}; make it first")
-    if out.is_dir() or (out.exists() and photo.exists() and out.samefile(photo)):
-        raise DataError(f"--out {out}: is a folder, or the photo itself; choose another name")
+    try:
+        if out.is_dir() or (out.exists() and photo.exists() and out.samefile(photo)):
+            raise DataError(f"--out {out}: is a folder, or the photo itself; choose another name")
+        if out.suffix.lower() not in _PICTURES:
+            raise DataError(f"--out {out}: a picture ends in {', '.join(_PICTURES)}")
+        if not out.parent.exists():
+            raise DataError(f"--out {out}: there is no folder {out.parent}; make it first")
+        # Only the attempt tells: permissions say nothing of quotas, of /proc, or of root's rights.
+        aside = _aside(out)
+        aside.open("wb").close()
+        aside.unlink()
+    except OSError as error:
+        raise _unwritable(out, error) from error
+
+
+def _save(picture: Image, out: Path) -> None:
+    """Writes a picture that appears whole or not at all."""
+    aside = _aside(out)
+    try:
+        picture.save(aside, quality=92)
+        os.replace(aside, out)
+    except (OSError, ValueError) as error:  # the system's, or that of the format's encoder
+        raise _unwritable(out, error) from error
+    finally:
+        with suppress(OSError):  # it would hide the error above
+            aside.unlink(missing_ok=True)
+
+
+def _aside(out: Path) -> Path:
+    return out.with_name(f".{os.getpid()}-{out.name}")
+
+
+def _unwritable(out: Path, error: OSError | ValueError) -> DataError:
+    reason = getattr(error, "strerror", None) or error
+    return DataError(f"--out {out}: cannot be written ({reason}); choose another place")
 
 
 def _as_json(one: Grounding) -> dict[str, object]:

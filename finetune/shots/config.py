@@ -13,6 +13,8 @@ from wholegrain.config import config
 from wholegrain.errors import ConfigError
 from wholegrain.model.config import MmaConfig
 
+_MOST_SEED = 2**63 - 1  # torch's generators take 64 bits with a sign
+
 Protocol = Literal["base_to_novel", "cross_dataset", "domain_generalisation"]
 
 
@@ -108,7 +110,7 @@ class FewShotConfig:
     shots: int = Field(default=16, ge=1)
     """Images a class to learn from; a class that has fewer gives all."""
     seeds: tuple[int, ...] = (1, 2, 3)
-    """One run each: of shots, order, views and fresh adapters."""
+    """One run each: of shots, order, views and fresh adapters; 0 to 2**63 - 1."""
     template: str = "a photo of a {}."
     """What is said of a class; underscores of its name become spaces."""
     optim: SgdConfig = Field(default_factory=SgdConfig)
@@ -127,6 +129,9 @@ class FewShotConfig:
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(f"seeds is {list(self.seeds)}; give at least one, each once")
+        for seed in self.seeds:
+            if not 0 <= seed <= _MOST_SEED:
+                raise ConfigError(f"seeds has {seed}; give numbers from 0 to {_MOST_SEED}")
         if self.template.count("{}") != 1 or re.search(r"[{}]", self.template.replace("{}", "")):
             raise ConfigError(
                 f"template is {self.template!r}; it must hold one {{}} for the class and no other "

@@ -7,6 +7,7 @@ exchange nothing but the files of finished cells; whoever finds all of them ther
 from __future__ import annotations
 
 import os
+import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +31,7 @@ from finetune.shots.split import (
     prompts_of,
 )
 from wholegrain.config import to_dict
-from wholegrain.errors import ConfigError, DataError
+from wholegrain.errors import CheckpointError, ConfigError, DataError
 from wholegrain.train.command import Command
 from wholegrain.train.launch import Place, find_place
 from wholegrain.train.run_folder import CONFIG, prepare_run_folder, refuse_foreign
@@ -199,8 +200,17 @@ class FewShotRun:
         path = self._cells.path(training.name, key, ".safetensors")
         encoders = self.host.adapted(self.config.adapter, training.seed)
         if path.exists():
-            encoders.load(path)
-            return encoders
+            try:
+                encoders.load(path)
+                return encoders
+            except CheckpointError:
+                # Its name is a digest of all that it depends on: what does not fit is damaged. The
+                # adapters are still the fresh ones, as `load` fills all of them or none.
+                print(
+                    f"{path}: is damaged; these adapters are trained again, and it is overwritten",
+                    file=sys.stderr,
+                    flush=True,
+                )
         began = time.monotonic()
         losses = learn(encoders, self.lesson(training), self.config.optim, training.seed)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,8 @@
 """``python -m wholegrain``: what it prints, draws and refuses."""
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -64,17 +66,72 @@ def test_ground_prints_a_line_an_expression(
         ("photo.jpg", "is a folder, or the photo itself"),
         ("a.txt", "a picture ends in .jpg"),
         ("none/a.png", "make it first"),
+        ("", "is a folder"),
+        ("folder.jpg", "is a folder"),
+        ("photo.jpg/a.png", "cannot be written (Not a directory)"),
+        ("/proc/x.jpg", "cannot be written ("),
+        ("x" * 250 + ".jpg", "cannot be written (File name too long)"),
     ],
 )
 def test_a_bad_out_is_refused_before_any_work(
     photo: str, tmp_path: Path, out: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = Path(photo).read_bytes()
+    (tmp_path / "folder.jpg").mkdir()
     # The release does not exist: had any work begun, that would be the error.
     command = ["ground", photo, "dog", "--model", "nowhere", "--out", str(tmp_path / out)]
     assert run_cli(main, command) == 2
-    assert message in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"error: --out {tmp_path / out}: ") and message in shown
     assert Path(photo).read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.jpg", "photo.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        (ValueError("too wide for WebP"), "too wide for WebP"),
+    ],
+)
+def test_a_picture_that_cannot_be_saved_is_one_line(
+    release: str,
+    photo: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+    message: str,
+) -> None:
+    def save(self: Image.Image, path: Path, **options: object) -> None:
+        path.write_bytes(b"half of it")
+        raise error
+
+    monkeypatch.setattr(Image.Image, "save", save)
+    out = tmp_path / "picture.png"
+    out.write_bytes(b"an earlier one")
+    command = ["ground", photo, "dog", "--model", release, "--device", "cpu", "--out", str(out)]
+    assert run_cli(main, command) == 2
+    shown = capsys.readouterr()
+    assert "  dog" in shown.out
+    assert shown.err == f"error: --out {out}: cannot be written ({message}); choose another place\n"
+    assert out.read_bytes() == b"an earlier one"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["photo.jpg", "picture.png"]
+
+
+def test_a_path_that_is_no_utf8_is_told(
+    release: str, tmp_path: Path, launch: Callable[..., str]
+) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    shown = f"{tmp_path}/caf\\udce9"
+    printed = launch("-m", "wholegrain", "info", folder, status=2)
+    assert printed == f"error: {shown}: no such release folder; check the path\n"
+    folder.symlink_to(release)  # which safetensors cannot read there
+    refused = launch("-m", "wholegrain", "info", folder, status=2)
+    assert refused.startswith(f"error: {shown}/model.safetensors: cannot be read as safetensors")
+    assert refused.count("\n") == 1
+    missing = launch("-m", "finetune.evaluate", f"{folder}.jsonl", status=2)
+    assert missing.startswith(f"error: {shown}.jsonl: cannot be read") and missing.count("\n") == 1
 
 
 def test_errors_are_one_line(release: str, photo: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ from wholegrain.errors import ConfigError
 from wholegrain.model.adapter_config import MmaConfig, MmcaConfig
 from wholegrain.model.config_checks import divides
 from wholegrain.model.fusion_config import Ca2mFusion, CrossFusion, RegFusion, ScanFusion
+from wholegrain.model.timm_network import check_plain
 
 # What a model is made of is imported from here, wherever it is written.
 __all__ = ["Ca2mFusion", "CrossFusion", "MmaConfig", "MmcaConfig", "RegFusion", "ScanFusion"]
@@ -100,13 +101,16 @@ class TimmVision:
 
     kind: Literal["timm"] = "timm"
     name: str = "resnet18d"
-    """Name in timm, for instance ``resnet50``, ``convnext_tiny``."""
+    """Plain name in timm, for instance ``resnet50``, ``convnext_tiny``; nothing is fetched."""
     image_size: int = Field(default=224, gt=0)
     """Side of the square input in pixels; a multiple of the last stage's stride."""
     stages: tuple[int, ...] = (1, 2, 3, 4)
     """timm's indices of the feature maps to keep; the last one gives the patch grid."""
     options: dict[str, int | float | bool | str | list[int]] = Field(default_factory=dict)
     """Further arguments of the timm model, such as ``{channels: [32, 64, 128, 256]}``."""
+
+    def __post_init__(self) -> None:
+        check_plain(self.name, self.options)
 
 
 @config
@@ -132,6 +136,7 @@ class DetrVision:
     """Further arguments of the timm model, such as ``{channels: [4, 8, 16, 32]}``."""
 
     def __post_init__(self) -> None:
+        check_plain(self.name, self.options)
         divides("vision.image_size", self.image_size, "the network's stride", self.stride)
         divides("vision.width", self.width, "vision.heads", self.heads)
         divides("vision.width", self.width, "the sine positions' group", 4)
@@ -252,14 +257,30 @@ class ModelConfig:
                 f"text.fusion_layer is {self.text.fusion_layer} of {self.text.layers} layers, "
                 "which leaves none to fuse the image; lower it, or choose another fusion"
             )
-        if isinstance(self.box_head, ClsBoxHead) and not isinstance(self.fusion, CrossFusion):
-            raise ConfigError(
-                f"box_head is `cls`, whose score comes from the cross encoder's matching; fusion "
-                f"`{self.fusion.kind}` needs `mlp` or `patch`"
-            )
+        self._check_fusion()
         kinds = [adapter.kind for adapter in self.adapters]
         if len(set(kinds)) < len(kinds):
             raise ConfigError(f"adapters are of the kinds {kinds}; give one of each kind")
+
+    def _check_fusion(self) -> None:
+        if isinstance(self.fusion, CrossFusion):
+            return
+        kind, scan = self.fusion.kind, isinstance(self.fusion, ScanFusion)
+        if isinstance(self.box_head, ClsBoxHead):
+            raise ConfigError(
+                "box_head is `cls`, whose score comes from the cross encoder's matching; fusion "
+                f"`{kind}` needs {'`mlp`' if scan else '`mlp` or `patch`'}"
+            )
+        if isinstance(self.box_head, PatchBoxHead) and scan:
+            raise ConfigError(
+                "box_head is `patch`, whose patches vote; fusion `scan` has other patches at each "
+                "scale, and needs `mlp`"
+            )
+        if any(isinstance(each, MmaConfig) and each.cross for each in self.adapters):
+            raise ConfigError(
+                f"adapters.cross is true, but fusion.kind is {kind!r}, which does without the "
+                "cross encoder; set the one to false or the other to cross"
+            )
 
     @classmethod
     def base(cls) -> ModelConfig:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from wholegrain.errors import ConfigError
 from wholegrain.model.concepts import ImageFeatures
 from wholegrain.model.config import DetrVision, RegFusion
+from wholegrain.model.timm_network import make_network
 from wholegrain.model.vision import VisionEncoder
 
 # What torchvision's residual networks, and so DETR, were trained with.
@@ -132,11 +133,10 @@ class DetrEncoder(VisionEncoder):
 
     def __init__(self, config: DetrVision) -> None:
         super().__init__(config.image_size, IMAGENET_MEAN, IMAGENET_STD)
-        self.backbone = _resnet(config)
+        self.backbone, channels = _resnet(config)
         self.width = config.width
         side = config.image_size // config.stride
         self.grid = (side, side)
-        channels = int(self.backbone.feature_info.channels()[-1])
         self.input_projection = nn.Conv2d(channels, config.width, kernel_size=1)
         self.layers = nn.ModuleList(DetrLayer(config) for _ in range(config.layers))
         for parameter in self.layers.parameters():
@@ -159,29 +159,19 @@ class DetrEncoder(VisionEncoder):
         return list(self.layers)
 
 
-def _resnet(config: DetrVision) -> Any:
-    import timm
-
-    options: dict[str, Any] = dict(config.options)
-    try:
-        network: Any = timm.create_model(
-            config.name,
-            pretrained=False,
-            features_only=True,
-            out_indices=(1, 2, 3, 4),
-            norm_layer=FrozenBatchNorm2d,
-            zero_init_last=False,  # a norm that is frozen at zero would keep its block shut
-            **options,
-        )
-        strides = network.feature_info.reduction()
-    except (AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError) as e:
+def _resnet(config: DetrVision) -> tuple[Any, int]:
+    """The residual network, and the channels of its last map."""
+    network, channels, strides = make_network(
+        config.name,
+        config.options,
+        (1, 2, 3, 4),
+        remedy="DETR's encoder takes a residual network of timm, such as resnet50 or resnet101",
+        norm_layer=FrozenBatchNorm2d,
+        zero_init_last=False,  # a norm that is frozen at zero would keep its block shut
+    )
+    if strides != [4, 8, 16, config.stride]:
         raise ConfigError(
-            f"vision.name is {config.name!r} with options {options}: {e}; DETR's encoder takes a "
-            "residual network of timm, such as resnet50 or resnet101"
-        ) from e
-    if list(strides) != [4, 8, 16, config.stride]:
-        raise ConfigError(
-            f"vision.name is {config.name!r}, whose stages have strides {list(strides)}; DETR's "
+            f"vision.name is {config.name!r}, whose stages have strides {strides}; DETR's "
             "encoder takes a residual network with strides 4, 8, 16, 32, such as resnet50"
         )
-    return network
+    return network, channels[-1]

@@ -16,6 +16,7 @@ from wholegrain.model.concepts import whole_images as whole_images_of
 from wholegrain.model.config import DetrVision, SwinVision, TimmVision, VisionConfig, VitVision
 from wholegrain.model.local_attention import RegionTokens, run_local_blocks
 from wholegrain.model.stochastic_depth import StochasticDepth, share_stochastic_depth
+from wholegrain.model.timm_network import make_network
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _HIDDEN = -1e4
@@ -231,24 +232,13 @@ class TimmEncoder(VisionEncoder):
 
     def __init__(self, config: TimmVision) -> None:
         super().__init__(config.image_size)
-        import timm
-
-        options: dict[str, Any] = dict(config.options)
-        try:
-            self.backbone = timm.create_model(
-                config.name,
-                pretrained=False,
-                features_only=True,
-                out_indices=config.stages,
-                **options,
-            )
-        except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
-            raise ConfigError(
-                f"vision.name is {config.name!r} with stages {config.stages} and options "
-                f"{options}: {error}; see timm.list_models() and the model's arguments"
-            ) from error
-        self.width = int(self.backbone.feature_info.channels()[-1])
-        stride = int(self.backbone.feature_info.reduction()[-1])
+        self.backbone, channels, strides = make_network(
+            config.name,
+            config.options,
+            config.stages,
+            remedy="change the stages or the options to what this network takes",
+        )
+        self.width, stride = int(channels[-1]), int(strides[-1])
         if config.image_size % stride:
             raise ConfigError(
                 f"vision.image_size is {config.image_size}, which is no multiple of the stride "

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+import torch
 
 from finetune.shots.config import FewShotConfig
 from finetune.shots.layouts import DOMAINS, ELEVEN
@@ -35,6 +36,10 @@ class TestProtocols:
         ]
         assert trainings[0].measured == tuple((name, "all") for name in ("imagenet", *targets))
 
+    def test_the_largest_seed_is_one_of_torchs(self) -> None:
+        (seed,) = self.make(seeds=[2**63 - 1]).seeds
+        torch.Generator().manual_seed(seed)
+
     def test_imagenet_has_batches_of_its_own(self) -> None:
         config = self.make()
         assert [config.batch_size(name) for name in ("imagenet", "dtd")] == [128, 16]
@@ -44,6 +49,9 @@ class TestProtocols:
         [
             ({"seeds": []}, "give at least one"),
             ({"seeds": [1, 1]}, "each once"),
+            ({"seeds": [1, 2**65]}, f"seeds has {2**65}; give numbers from 0 to {2**63 - 1}"),
+            ({"seeds": [2**63]}, f"seeds has {2**63}"),
+            ({"seeds": [-1]}, "seeds has -1"),
             ({"template": "a photo"}, "must hold one {}"),
             ({"template": "{} {}"}, "must hold one {}"),
             ({"template": "{} {x}"}, "must hold one {}"),

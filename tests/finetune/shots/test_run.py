@@ -148,6 +148,39 @@ class TestRestart:
         assert learnt == [1, 2]
         assert results(tmp_path)["tables"] == before
 
+    @pytest.mark.parametrize("kept", [0, 5, 0.5])
+    @pytest.mark.parametrize("host", ["clip", "wholegrain"])
+    def test_damaged_adapters_are_trained_again(
+        self,
+        tmp_path: Path,
+        settings: Settings,
+        release_folder: Path,
+        learnt: list[int],
+        capsys: pytest.CaptureFixture[str],
+        host: str,
+        kept: float,
+    ) -> None:
+        values = settings(optim={"epochs": 1}, zero_shot=False)
+        if host == "wholegrain":
+            values["host"] = {"kind": host, "path": str(release_folder)}
+        run = configured(tmp_path, values)
+        assert main(run) == 0
+        before = results(tmp_path)["tables"]
+        (adapters,) = (tmp_path / "run" / "cells").glob("colours-seed1-*.safetensors")
+        whole = adapters.read_bytes()
+        adapters.write_bytes(whole[: int(kept * len(whole)) if 0 < kept < 1 else int(kept)])
+        for cell in adapters.parent.glob("colours-seed1-on-*"):
+            cell.unlink()
+        capsys.readouterr()
+        assert main(run) == 0
+        assert learnt == [1, 2, 1]
+        assert results(tmp_path)["tables"] == before
+        assert adapters.read_bytes() == whole
+        said = [line for line in capsys.readouterr().err.splitlines() if "damaged" in line]
+        assert said == [
+            f"{adapters}: is damaged; these adapters are trained again, and it is overwritten"
+        ]
+
     def test_other_settings_find_no_cells(self, quick: list[str], learnt: list[int]) -> None:
         assert main(quick) == 0
         assert main([*quick, "--shots=3"]) == 0

@@ -149,6 +149,7 @@ def test_sizes_that_cannot_be(change: dict[str, int], match: str) -> None:
         ("no_such_model", {}, "vision.name is 'no_such_model'"),
         ("convnext_atto", {}, "residual network"),
         ("resnet26", {"nonsense": 1}, "nonsense"),
+        ("resnet26", {"act_layer": "zz"}, r"vision.name is 'resnet26' with stages \(1, 2, 3, 4\)"),
         ("resnet26", {"output_stride": 16}, r"strides \[4, 8, 16, 16\]"),
     ],
 )
