@@ -139,3 +139,9 @@ class FinetuneConfig:
                 f"init is {self.init!r}, which brings encoders of its own; leave backbones out, or "
                 "give model in place of init"
             )
+        text = None if self.backbones is None else self.backbones.text
+        if text is not None and self.tokenizer is None:
+            raise ConfigError(
+                f"backbones.text is {text!r}, but tokenizer is null, which learns a vocabulary "
+                "that its embeddings do not have; set tokenizer to the vocab.txt beside it"
+            )

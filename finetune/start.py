@@ -44,6 +44,12 @@ def starting_model(config: FinetuneConfig, corpus: Corpus) -> tuple[MultiGrainMo
         model.new_box_head(config.box_head)
     for adapter in config.adapters:
         model.add_adapter(adapter)
+    if config.data.max_tokens > model.max_text:
+        raise ConfigError(
+            f"data.max_tokens is {config.data.max_tokens}, but the model reads texts of at most "
+            f"{model.max_text} tokens (text.max_positions; fusion.max_text where there is one); "
+            "lower data.max_tokens"
+        )
     _freeze(model, config.train_host)
     return model, tokenizer
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import io
 import logging
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -40,6 +42,9 @@ DEFAULT_MAX_TOKENS = 40
 _IMAGE_BATCH = 16
 _TEXT_BATCH = 64
 _EXIF_ORIENTATION = 0x0112
+
+# What a pass is conditioned on, and what of it is computed once, is kept in the model itself.
+_PASSES: WeakKeyDictionary[MultiGrainModel, threading.Lock] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +87,10 @@ def load(
 
 
 class Grounder:
-    """A model with its tokenizer. Methods take photos of any size and return CPU values."""
+    """A model with its tokenizer. Methods take photos of any size and return CPU values.
+
+    They may be called from several threads, whose passes through the model take turns.
+    """
 
     def __init__(
         self,
@@ -100,7 +108,7 @@ class Grounder:
         except (RuntimeError, AssertionError) as error:  # torch's answers to an absent device
             raise ReleaseError(f"device {device!r} cannot be used ({error}); try 'cpu'") from None
         self.tokenizer = tokenizer
-        self.max_tokens = min(max_tokens, model.config.text.max_positions)
+        self.max_tokens = min(max_tokens, model.max_text)
 
     @torch.inference_mode()
     def ground(self, image: Photo, texts: Sequence[str]) -> list[Grounding]:
@@ -152,7 +160,7 @@ class Grounder:
         size = self.model.config.vision.image_size
         decoded = [read_photo(image, size) for image in images]
         pixels = self._pixels(decoded)
-        with self.model.same_images():
+        with self._alone, self.model.same_images():
             whole = None if self.model.image_depends_on_text else self.model.see(pixels)
             for part in _batches(pairs, _TEXT_BATCH):
                 image = torch.tensor([row for row, _ in part], device=self.device)
@@ -188,10 +196,15 @@ class Grounder:
         scores = torch.zeros(len(photos), len(texts))
         if not texts:
             return scores
-        states = self._encode(texts)
+        with self._alone:
+            self._match(photos, self._encode(texts), scores)
+        return scores
+
+    def _match(self, photos: Sequence[Photo], states: TextStates, scores: Tensor) -> None:
+        """Fills in the scores."""
         for first, pixels in self._image_batches(photos):
             whole = None if self.model.image_depends_on_text else self.model.encode_images(pixels)
-            pairs = torch.cartesian_prod(torch.arange(len(pixels)), torch.arange(len(texts)))
+            pairs = torch.cartesian_prod(torch.arange(len(pixels)), torch.arange(len(states)))
             for some in pairs.to(self.device).split(_TEXT_BATCH):
                 row, text = some[:, 0], some[:, 1]
                 asked = states.take(text)
@@ -200,15 +213,15 @@ class Grounder:
                 cls = self.model.fuse_cls(asked.states, asked.mask, memory, rows)
                 match = self.model.match_logits(cls).float().softmax(dim=-1)[:, 1]
                 scores[first + row.cpu(), text.cpu()] = match.cpu()
-        return scores
 
     @torch.inference_mode()
     def embed_images(self, images: Photo | Sequence[Photo]) -> Tensor:
         """Unit vectors (images, E); their product with those of texts is cosine similarity."""
-        vectors = [
-            self.model.image_vector(self.model.encode_images(pixels).cls).cpu()
-            for _, pixels in self._image_batches(_as_list(images))
-        ]
+        with self._alone:
+            vectors = [
+                self.model.image_vector(self.model.encode_images(pixels).cls).cpu()
+                for _, pixels in self._image_batches(_as_list(images))
+            ]
         return torch.cat(vectors) if vectors else torch.zeros(0, self.model.config.embed_dim)
 
     @torch.inference_mode()
@@ -216,8 +229,13 @@ class Grounder:
         """Unit vectors (texts, E)."""
         vectors = []
         for part in _batches(self._checked(texts), _TEXT_BATCH):
-            vectors.append(self.model.text_vector(self._encode(part).states[:, 0]).cpu())
+            with self._alone:
+                vectors.append(self.model.text_vector(self._encode(part).states[:, 0]).cpu())
         return torch.cat(vectors) if vectors else torch.zeros(0, self.model.config.embed_dim)
+
+    @property
+    def _alone(self) -> threading.Lock:
+        return _PASSES.setdefault(self.model, threading.Lock())
 
     def _features(
         self, pixels: Tensor, whole: ImageFeatures | None, texts: TextStates, image: Tensor

@@ -154,3 +154,18 @@ def test_a_fresh_head_of_another_kind(tiny_finetune: Settings, pretrained: Any) 
     model, _ = started(tiny_finetune, pretrained.out / "release", box_head={"kind": "cls"})
     assert model.config.box_head.kind == "cls"
     assert any(name.startswith("box_head.mlp") for name in learning(model))
+
+
+def test_texts_longer_than_the_model_reads_are_refused(tiny_finetune: Settings) -> None:
+    reg = {"kind": "reg", "width": 16, "layers": 1, "heads": 2, "feed_forward": 16, "max_text": 8}
+    data = tiny_finetune["data"] | {"max_tokens": 9}
+    with pytest.raises(ConfigError, match=r"data\.max_tokens is 9, .* at most 8 tokens"):
+        started(tiny_finetune, fusion=reg, box_head={"kind": "mlp"}, data=data)
+    data = tiny_finetune["data"] | {"max_tokens": 4000}
+    with pytest.raises(ConfigError, match=r"data\.max_tokens is 4000"):
+        started(tiny_finetune, data=data)
+
+
+def test_a_text_encoder_comes_with_its_vocabulary(tiny_finetune: Settings) -> None:
+    with pytest.raises(ConfigError, match=r"set tokenizer to the vocab\.txt beside it"):
+        configured(tiny_finetune, backbones={"text": "backbones/bert-base-uncased"})

@@ -3,6 +3,7 @@
 import io
 import logging
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from wholegrain.errors import DataError, ReleaseError, TextError
 from wholegrain.hub.card import Card
 from wholegrain.hub.release import save_release
 from wholegrain.model.config import MmcaConfig, ModelConfig
+from wholegrain.model.fusion_config import RegFusion
 from wholegrain.model.multigrain import MultiGrainModel
 from wholegrain.predict import Grounder, load, read_photo
 from wholegrain.text import Tokenizer
@@ -67,6 +69,16 @@ def test_together_equals_one_by_one(kind: str, request: pytest.FixtureRequest) -
         (alone,) = model.ground(noise(60, 40), [one.text])
         assert alone.box == pytest.approx(one.box, abs=1e-3)
         assert alone.score == pytest.approx(one.score, abs=1e-5)
+
+
+def test_threads_take_turns(adapted: Grounder) -> None:
+    photos = [noise(60, 40, seed) for seed in range(8)]
+    alone = [adapted.ground(photo, TEXTS) for photo in photos]
+    with ThreadPoolExecutor(8) as pool:
+        other = Grounder(adapted.model, adapted.tokenizer, device="cpu")
+        asked = [(adapted, other)[number % 2].ground for number in range(len(photos))]
+        together = list(pool.map(lambda ask, photo: ask(photo, TEXTS), asked, photos))
+    assert together == alone
 
 
 def test_an_image_is_encoded_once_for_all_texts(make: Callable[..., Grounder]) -> None:
@@ -178,6 +190,19 @@ def test_ten_thousand_words_are_cut_with_a_warning(
     assert "10000 words are more than the model reads" in caplog.text
     cut = plain.ground(noise(20, 20), ["a dog " * 20])
     assert long[0].box == cut[0].box
+
+
+def test_a_fusion_may_read_shorter_texts(
+    make: Callable[..., Grounder], caplog: pytest.LogCaptureFixture
+) -> None:
+    model = make().model
+    model.new_fusion(RegFusion(width=16, layers=1, heads=2, feed_forward=16, max_text=6))
+    grounder = Grounder(model, make().tokenizer, device="cpu")
+    assert grounder.max_tokens == 6
+    (found,) = grounder.ground(noise(60, 40), ["the red ball on the left of a green box"])
+    (cut,) = grounder.ground(noise(60, 40), ["the re"])  # letters are pieces here
+    assert "only the first 5 word pieces count" in caplog.text
+    assert found.box == pytest.approx(cut.box, abs=1e-3)
 
 
 def test_another_script_is_answered_with_a_warning(

@@ -74,7 +74,7 @@ def save_additions(
         "format": FORMAT,
         "base": info.checksums[WEIGHTS],
         "base_name": info.folder.name,
-        "model": {key: to_dict(model.config)[key] for key in _KEYS},
+        "model": {key: to_dict(model.config_now())[key] for key in _KEYS},
         "extras": {**info.extras, **dict(extras or {})},
     }
     try:

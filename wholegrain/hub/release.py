@@ -71,7 +71,7 @@ def save_release(
     _check_vocabulary(folder, model.config, tokenizer)
     described = {
         "format": FORMAT,
-        "model": to_dict(model.config),
+        "model": to_dict(model.config_now()),
         "extras": dict(extras or {}),
     }
     try:

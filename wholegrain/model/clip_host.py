@@ -227,12 +227,20 @@ class TextFeatureCache:
         parts = [part for module in self._modules for part in module.modules()]
         settings = [part.setting for part in parts if isinstance(part, PairedAdapter)]
         training = [module.training for module in self._modules]
+        devices = {tensor.device.type for module in self._modules for tensor in module.parameters()}
+        settings += [precision_now(device) for device in sorted(devices)]
         tensors = [
             tensor.detach()
             for module in self._modules
             for tensor in (*module.parameters(), *module.buffers())
         ]
         return (tuple(settings), tuple(training), *weights_mark(tensors))
+
+
+def precision_now(device: str) -> tuple[Any, ...]:
+    """What autocast does on a kind of device."""
+    enabled = torch.is_autocast_enabled(device)
+    return device, enabled, torch.get_autocast_dtype(device) if enabled else None
 
 
 def weights_mark(tensors: Iterable[Tensor]) -> tuple[Any, ...]:

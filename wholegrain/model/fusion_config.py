@@ -92,8 +92,9 @@ class ScanFusion:
     """Whether prediction runs one token for all patches that are left out, rather than as many
     copies of it: the same result, sooner."""
     counts_as: Literal["bias", "dimensions"] = "bias"
-    """How log N reaches the attention kernel: added to the scores in single precision, or as two
-    further dimensions of queries and keys, for kernels that take no bias."""
+    """How log N reaches the attention kernel: added to the scores in single precision, or as
+    further dimensions of queries and keys, for kernels that take no bias; the latter in any case in
+    half precision on a GPU."""
     exit_quality: float | None = Field(default=None, ge=0, le=1)
     """Predicted IoU from which on a text's finer scales are not read at prediction; null reads
     all."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +65,7 @@ class MultiGrainModel(nn.Module):
             init_bert(part)
         self.condition = Condition()
         self.fusion = self._fusion(config.fusion)
-        self.box_head = self._head(config.box_head)
+        self.box_head = self._head(config.box_head, self.fusion)
         # Last, so that a host with and without adapters starts from the same random draws.
         self.adapters = nn.ModuleDict()
         for adapter in config.adapters:
@@ -80,15 +81,16 @@ class MultiGrainModel(nn.Module):
     def _fusion(self, config: FusionConfig) -> Fusion | None:
         return build_fusion(config, self.vision, self.config.text)
 
-    def _head(self, config: BoxHeadConfig) -> nn.Module:
-        return build_box_head(
-            config, self.fused_width, self.vision.width, self.vision.grid, self.scales
-        )
+    def _head(self, config: BoxHeadConfig, fusion: Fusion | None) -> nn.Module:
+        width = self.config.text.hidden_size if fusion is None else fusion.width
+        scales = 1 if fusion is None else fusion.scales
+        return build_box_head(config, width, self.vision.width, self.vision.grid, scales)
 
     @property
-    def fused_width(self) -> int:
-        """Channels of the vectors that boxes are read from."""
-        return self.config.text.hidden_size if self.fusion is None else self.fusion.width
+    def max_text(self) -> int:
+        """Tokens of the longest text that can be grounded, [CLS] included."""
+        places = self.config.text.max_positions
+        return min(places, self.fusion.max_text or places) if self.fusion else places
 
     @property
     def scales(self) -> int:
@@ -107,7 +109,7 @@ class MultiGrainModel(nn.Module):
                 "release"
             )
         config = replace(self.config, adapters=(*self.config.adapters, adapter))
-        self.adapters[adapter.kind] = build_adapter(self, adapter)
+        self.adapters[adapter.kind] = self._join(build_adapter(self, adapter))
         self._connect()
         self.config = config
 
@@ -120,23 +122,37 @@ class MultiGrainModel(nn.Module):
                 `cls`, which goes with the cross encoder.
 
         Raises:
-            ConfigError: the image or text encoder lacks what it needs.
+            ConfigError: the image or text encoder lacks what it needs, or an adapter sits where the
+                new way does not pass; the model is as it was.
         """
         kept = self.config.box_head
         foreign = isinstance(kept, ClsBoxHead) and not isinstance(fusion, CrossFusion)
         config = replace(
             self.config, fusion=fusion, box_head=head or (MlpBoxHead() if foreign else kept)
         )
-        fresh = self._fusion(fusion)
-        self.fusion, self.config = fresh, config
+        made = self._fusion(fusion)
+        fresh = self._head(config.box_head, made)  # before anything changes: it may be refused
+        if made is not None:
+            self._join(made)
+        self.fusion, self.box_head, self.config = made, self._join(fresh), config
         self._connect()
-        self.box_head = self._head(config.box_head)
 
     def new_box_head(self, head: BoxHeadConfig) -> None:
         """Replaces the box head by a fresh one."""
         config = replace(self.config, box_head=head)
-        self.box_head = self._head(head)
+        self.box_head = self._join(self._head(head, self.fusion))
         self.config = config
+
+    def _join(self, part: nn.Module) -> nn.Module:
+        """A part that is new to this model: on its device, in its precision and mode."""
+        return part.to(self.temperature.device, self.temperature.dtype).train(self.training)
+
+    def config_now(self) -> ModelConfig:
+        """The configuration, with what was changed of the adapters since (MMA's alpha)."""
+        config = self.config
+        adapters = (cast(Adapter, self.adapters[each.kind]) for each in config.adapters)
+        pairs = zip(adapters, config.adapters, strict=True)
+        return replace(config, adapters=tuple(adapter.as_now(each) for adapter, each in pairs))
 
     @property
     def text_adapters(self) -> list[Adapter]:

@@ -12,7 +12,7 @@ import torch
 from wholegrain.errors import ReleaseError
 from wholegrain.hub.card import Card
 from wholegrain.hub.release import FILES, load_release, read_info, save_release
-from wholegrain.model.config import MmcaConfig, ModelConfig
+from wholegrain.model.config import MmaConfig, MmcaConfig, ModelConfig
 from wholegrain.model.multigrain import MultiGrainModel
 from wholegrain.report import Estimate, ResultTable
 from wholegrain.text import Tokenizer
@@ -47,6 +47,16 @@ def test_round_trip(
     assert loaded.state_dict().keys() == expected.keys()
     for name, value in loaded.state_dict().items():
         assert torch.equal(value, expected[name]), name
+
+
+def test_an_alpha_chosen_after_training_is_kept(
+    tmp_path: Path, letters: Tokenizer, small_config: Small
+) -> None:
+    model = MultiGrainModel(small_config(MmaConfig(rank=4, blocks=1, alpha=0.1)))
+    model.get_submodule("adapters.mma").alpha = 0.5
+    save_release(tmp_path / "r", model, letters, card=CARD)
+    loaded, _, _ = load_release(tmp_path / "r")
+    assert loaded.get_submodule("adapters.mma").alpha == 0.5
 
 
 @pytest.mark.parametrize("name", FILES)

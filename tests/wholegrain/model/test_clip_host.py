@@ -246,6 +246,21 @@ def test_pairs_take_the_hosts_precision(pixels: Tensor, dtype: torch.dtype) -> N
     assert adapter.image_features(pixels.to(dtype)).dtype == torch.float32
 
 
+def test_c8_features_of_a_text_follow_what_is_taken_out_and_the_precision(
+    clip: Clip, ids: Tensor
+) -> None:
+    clip.float()
+    adapter = adapted(clip)
+    cache = TextFeatureCache.of_clip(adapter)
+    with torch.autocast("cpu", torch.bfloat16):
+        coarse = cache(ids)
+    fine = cache(ids)
+    assert 0 < (fine - coarse).abs().max() < 0.1
+    adapter.remove()
+    torch.testing.assert_close(cache(ids), adapter.text_features(ids, None), rtol=0, atol=0)
+    assert (cache(ids) - fine).abs().max() > 1e-3
+
+
 def test_c9_a_file_of_the_pairs_alone(
     clip: Clip, pixels: Tensor, ids: Tensor, tmp_path: Path
 ) -> None:

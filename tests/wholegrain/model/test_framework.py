@@ -1,6 +1,7 @@
 """Backbone, adapters, fusion and head together: neutral settings, order, caching."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -29,6 +30,8 @@ IMAGE = torch.tensor([0, 1, 0])
 
 MMCA = MmcaConfig(rank=3, embed_dim=5, gate_dim=4, blocks=1)
 MMA = MmaConfig(rank=4, alpha=0.5, blocks=2)
+CROSS_MMA = replace(MMA, cross=True)
+ONE_SCALE = ScanFusion(scales=1, selector_width=8)
 SCAN = ScanFusion(scales=2, selector_width=8, gate_bias=0.0)
 CA2M = Ca2mFusion(
     groups=2,
@@ -201,8 +204,13 @@ def test_early_exit_answers_from_the_scale_that_is_good_enough(
         ("vit", {"fusion": CA2M}, "swin"),
         ("timm", {"adapters": (MMA,)}, "swin, vit or detr"),
         ("vit", {"adapters": (MMCA, MMCA)}, "one of each kind"),
-        ("vit", {"fusion": SCAN, "box_head": ClsBoxHead()}, "needs `mlp`"),
-        ("vit", {"fusion": SCAN, "box_head": PatchBoxHead(width=8)}, "use `mlp`"),
+        ("vit", {"fusion": SCAN, "box_head": ClsBoxHead()}, "needs `mlp`$"),
+        ("vit", {"fusion": REG, "box_head": ClsBoxHead()}, "needs `mlp` or `patch`$"),
+        ("vit", {"fusion": SCAN, "box_head": PatchBoxHead(width=8)}, "needs `mlp`$"),
+        ("vit", {"fusion": ONE_SCALE, "box_head": PatchBoxHead(width=8)}, "needs `mlp`$"),
+        ("vit", {"fusion": REG, "adapters": (CROSS_MMA,)}, "without the cross encoder"),
+        ("timm", {"adapters": (replace(MMCA, stages=1),)}, "adapters.stages is 1, .*leave it out"),
+        ("timm", {"adapters": (replace(MMCA, sites=("mlp",)),)}, r"adapters.sites is \('mlp',\)"),
     ],
 )
 def test_what_does_not_go_together_is_refused(
@@ -215,12 +223,41 @@ def test_what_does_not_go_together_is_refused(
 
 
 def test_a_refused_fusion_leaves_the_model_alone(build: Build) -> None:
-    model = build("swin")
-    before = model.config
-    with pytest.raises(ConfigError):
-        model.new_fusion(SCAN)
-    assert model.config == before
-    assert model.fusion is None
+    def refused(model: MultiGrainModel, fusion: FusionConfig, match: str) -> None:
+        before, head = model.config, model.box_head
+        with pytest.raises(ConfigError, match=match):
+            model.new_fusion(fusion)
+        assert model.config == before
+        assert model.fusion is None and model.box_head is head
+
+    refused(build("swin"), SCAN, "vit")
+    refused(build("vit", box_head=PatchBoxHead(width=8)), SCAN, "needs `mlp`")
+    refused(build("vit", adapters=(CROSS_MMA,)), REG, "without the cross encoder")
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_what_is_added_is_in_the_mode_and_precision_of_the_model(
+    build: Build, training: bool
+) -> None:
+    model = build("vit").double().train(training)
+    model.add_adapter(MMCA)
+    model.new_fusion(replace(REG, dropout=0.5), MlpBoxHead())
+    assert {part.training for part in model.modules()} == {training}
+    assert {p.dtype for p in model.parameters()} == {torch.float64}
+
+
+def test_a_changed_alpha_is_told(build: Build) -> None:
+    model = build("vit", adapters=(MMCA, MMA))
+    assert model.config_now() == model.config
+    model.get_submodule("adapters.mma").alpha = 0.25
+    assert model.config_now().adapters == (MMCA, replace(MMA, alpha=0.25))
+
+
+def test_texts_are_as_long_as_encoder_and_fusion_read(build: Build) -> None:
+    model = build("vit")
+    assert model.max_text == model.config.text.max_positions
+    model.new_fusion(replace(REG, max_text=5), MlpBoxHead())
+    assert model.max_text == 5
 
 
 def test_a_new_fusion_brings_a_head_that_suits_it(build: Build) -> None:

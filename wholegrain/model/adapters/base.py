@@ -9,6 +9,8 @@ from typing import ClassVar
 
 from torch import nn
 
+from wholegrain.model.config import AdapterConfig
+
 
 class Adapter(nn.Module, ABC):
     """Weights that a host is given for finetuning.
@@ -39,6 +41,10 @@ class Adapter(nn.Module, ABC):
     def __init__(self) -> None:
         super().__init__()
         self.enabled = True
+
+    def as_now(self, config: AdapterConfig) -> AdapterConfig:
+        """Its configuration with what was changed of it since."""
+        return config
 
     @contextmanager
     def neutral(self) -> Iterator[None]:

@@ -11,12 +11,13 @@ A pair (see `mma_pair`) reads and adds as follows, ``out = Block(x) + alpha A(..
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from wholegrain.errors import ConfigError
 from wholegrain.model.adapters.mma_pair import Pair, PairedAdapter
 from wholegrain.model.adapters.sites import Site, sites_of
-from wholegrain.model.config import MmaConfig
+from wholegrain.model.config import AdapterConfig, MmaConfig
 from wholegrain.model.vision import VitEncoder
 
 if TYPE_CHECKING:
@@ -69,8 +70,7 @@ class Mma(PairedAdapter):
 
     Raises:
         ConfigError: the image encoder has no transformer blocks, fewer than asked for, or some that
-            run once a region; the text encoder has too few layers; the fusion does without the
-            cross encoder.
+            run once a region; the text encoder has too few layers.
     """
 
     def __init__(self, model: MultiGrainModel, config: MmaConfig) -> None:
@@ -82,6 +82,10 @@ class Mma(PairedAdapter):
             self.pairs.append(pair)
             for side, site in sides.items():
                 self._attach(site, pair, side, inside=config.placement == "inside")
+
+    def as_now(self, config: AdapterConfig) -> AdapterConfig:
+        assert isinstance(config, MmaConfig)
+        return replace(config, alpha=self.alpha)
 
     def _attach(self, site: Site, pair: Pair, side: str, inside: bool) -> None:
         host: Any = site.module
@@ -122,11 +126,6 @@ def _chosen_sites(model: MultiGrainModel, config: MmaConfig) -> list[dict[str, S
             )
     if config.cross:
         layers = [site for name, site in sites.items() if name.startswith(_CROSS)]
-        if model.fusion is not None or not layers:
-            raise ConfigError(
-                f"adapters.cross is true, but fusion.kind is {model.config.fusion.kind!r}, which "
-                "does without the cross encoder; set the one to false or the other to cross"
-            )
         last = max(range(len(numbers)), key=lambda place: numbers[place][0])
         chosen[last] |= {f"cross_{number}": site for number, site in enumerate(layers, start=1)}
     return chosen

@@ -112,7 +112,8 @@ class PairedAdapter(Adapter):
     """Pairs and the sites of a host that they add to.
 
     Attributes:
-        alpha: how much of a pair's output is added; may be changed after training. At 0 the host's
+        alpha: how much of a pair's output is added; may be changed after training, and is kept in
+            releases made after that. At 0 the host's
             values are its own, while the pairs still take part in the backward pass, with zero
             gradients.
         gradient_trick: whether the gradient is multiplied by 1 / alpha where it enters a pair and
@@ -139,9 +140,9 @@ class PairedAdapter(Adapter):
         return self.enabled and (self.alpha != 0 or torch.is_grad_enabled())
 
     @property
-    def setting(self) -> tuple[float, bool]:
+    def setting(self) -> tuple[float, bool, bool]:
         """What an output depends on besides the weights."""
-        return self.alpha, self.enabled
+        return self.alpha, self.enabled, bool(self._handles)
 
     def add_at(self, site: str, states: Tensor, output: Tensor) -> Tensor:
         """``y + alpha A(norm(x))`` at a site, what its hook makes of the host's output.

@@ -155,6 +155,7 @@ def _chosen_sites(model: MultiGrainModel, config: MmcaConfig) -> list[Site]:
         )
     stages = [site for site in sites.values() if site.name.startswith(_STAGE)]
     if isinstance(vision, TimmEncoder):
+        _refuse_parts_of_blocks(config)
         return _last(stages, config.blocks, "adapters.blocks", "stages of several residual blocks")
     chosen: list[Site] = []
     if config.stages:
@@ -163,6 +164,17 @@ def _chosen_sites(model: MultiGrainModel, config: MmcaConfig) -> list[Site]:
     numbers = _last(range(1, count + 1), config.blocks, "adapters.blocks", "blocks")
     parts = sorted(config.sites, key=_PARTS.index)
     return chosen + [sites[f"vision.block.{number}.{part}"] for number in numbers for part in parts]
+
+
+def _refuse_parts_of_blocks(config: MmcaConfig) -> None:
+    plain = MmcaConfig()
+    for field in ("stages", "sites"):
+        value, usual = getattr(config, field), getattr(plain, field)
+        if value != usual:
+            raise ConfigError(
+                f"adapters.{field} is {value!r}, but vision.kind `timm` has convolutional stages "
+                "alone, whose number is adapters.blocks; leave it out"
+            )
 
 
 def _last(all_of: Sequence[Any], count: int, field: str, what: str) -> list[Any]:

@@ -187,11 +187,6 @@ def build_box_head(
         ConfigError: patches shall vote where there is no grid of them.
     """
     if scales > 1:
-        if not isinstance(config, MlpBoxHead | ClsBoxHead):
-            raise ConfigError(
-                f"box_head is `{config.kind}`, whose patches vote; with fusion `scan` each scale "
-                "has patches of its own: use `mlp` or `cls`"
-            )
         return ScaleHeads(
             build_box_head(config, fused_width, vision_width, grid) for _ in range(scales)
         )

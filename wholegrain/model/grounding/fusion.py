@@ -59,12 +59,14 @@ class Fusion(nn.Module, ABC):
         scales: S, vectors a text.
         image_per_text: whether its own pass over the image reads the text, so that nothing of an
             image can be shared by several texts.
+        max_text: tokens of the longest text that it reads; None for any number.
         beside: the model's adapters of whole blocks, for a fusion that runs blocks itself.
     """
 
     width: int
     scales: int = 1
     image_per_text: bool = False
+    max_text: int | None = None
     beside: Sequence[BlockAdapter] = ()
 
     def encode(self, vision: VisionEncoder, images: Tensor) -> ImageFeatures:

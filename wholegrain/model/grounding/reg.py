@@ -34,6 +34,8 @@ class RegEncoder(Fusion):
         text: of the text encoder, whose last states are read.
     """
 
+    max_text: int
+
     def __init__(self, config: RegFusion, vision: VisionEncoder, text: TextConfig) -> None:
         super().__init__()
         self.width, self.grid, self.max_text = config.width, vision.grid, config.max_text

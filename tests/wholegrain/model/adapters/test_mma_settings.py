@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from wholegrain.config import from_dict
 from wholegrain.errors import ConfigError
 from wholegrain.model.adapters.mma import Mma, paired
-from wholegrain.model.config import Ca2mFusion, MlpBoxHead, MmaConfig
+from wholegrain.model.config import MlpBoxHead, MmaConfig, RegFusion
 from wholegrain.model.multigrain import MultiGrainModel
 
 Build = Callable[..., MultiGrainModel]
@@ -71,14 +71,12 @@ def test_hosts_without_what_is_asked_for(
 
 
 def test_a_fusion_other_than_the_cross_encoder_leaves_its_layers_alone(build: Build) -> None:
-    fusion = Ca2mFusion(
-        groups=2, group_width=8, group_layers=1, fusion_layers=1, heads=2, stage_width=8
-    )
-    model = build("timm", fusion=fusion, box_head=MlpBoxHead())
-    model.vision = build("vit").vision  # pairs need blocks, Ca2m another encoder's maps
-    with pytest.raises(ConfigError, match=r"adapters\.cross is true, but fusion\.kind is 'ca2m'"):
-        Mma(model, MmaConfig(blocks=1, cross=True))
-    Mma(model, MmaConfig(blocks=1))
+    fusion = RegFusion(width=8, layers=1, heads=2, feed_forward=16)
+    model = build("vit", fusion=fusion, box_head=MlpBoxHead())
+    with pytest.raises(ConfigError, match=r"adapters\.cross is true, but fusion\.kind is 'reg'"):
+        model.add_adapter(MmaConfig(blocks=1, cross=True))
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    model.add_adapter(MmaConfig(blocks=1))
 
 
 def test_a_model_holds_its_adapters(build: Build, images: Images) -> None:

@@ -163,8 +163,3 @@ def test_scales_have_heads_of_their_own_and_the_finest_answers() -> None:
         assert torch.equal(found.by_scale[number].boxes, alone.boxes)
     assert torch.equal(found.boxes, found.by_scale[2].boxes)
     assert not torch.equal(found.boxes, found.by_scale[1].boxes)
-
-
-def test_patches_cannot_vote_at_several_scales() -> None:
-    with pytest.raises(ConfigError, match=r"box_head is `patch`.*use `mlp`"):
-        build_box_head(PatchBoxHead(), 6, 5, GRID, scales=2)

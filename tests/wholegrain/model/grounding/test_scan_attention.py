@@ -1,6 +1,7 @@
 """Keys with counts: one token for many equal ones, and keys from a cache."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -141,12 +142,33 @@ def _distortion(**options: int) -> float:
     return float((scores - bias[0]).expm1().abs().max())
 
 
-def test_half_precision_needs_two_dimensions() -> None:
-    assert _distortion() < 1e-4
+def test_half_precision_needs_three_dimensions() -> None:
+    assert _distortion() < 1e-6
+    assert _distortion(parts=2) > 1e-5
     assert _distortion(parts=1) > 8e-3
 
 
-def test_two_dimensions_are_within_the_noise_of_half_precision() -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_half_precision_takes_no_bias_beside_the_cpu(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    masks = []
+
+    def attention(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+        masks.append(options["attn_mask"])
+        return torch.empty_like(query)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", attention)
+    query, seen, bias = _rows(dtype)
+    attend(query, seen, bias)
+    absent = torch.device("meta")
+    elsewhere = KeyValues(seen.key.to(absent), seen.value.to(absent))
+    found = attend(query.to(absent), elsewhere, bias.to(absent))
+    assert found.shape == query.shape
+    assert [mask is None for mask in masks] == [False, dtype != torch.float32]
+
+
+def test_dimensions_are_within_the_noise_of_half_precision() -> None:
     query, seen, bias = _rows(torch.float64)
     exact = attend(query, seen, bias.double())
     query, seen, bias = _rows(torch.bfloat16)
