@@ -23,7 +23,7 @@ from wholegrain.data.corpus import Corpus
 from wholegrain.data.permutation import keyed_rng
 from wholegrain.data.prepare import Preparer
 from wholegrain.data.sampling import ConceptSampling
-from wholegrain.errors import DataError
+from wholegrain.errors import ConfigError, DataError
 from wholegrain.text import Tokenizer
 
 _LONGEST_SIDE = 448
@@ -145,14 +145,20 @@ def read_rules(path: Path | None, changes: Sequence[str]) -> tuple[AugmentConfig
         values, sampling = data.get("augment", {}), data.get("sampling", {})
     for change in changes:
         key, _, text = change.partition("=")
-        values = {**values, key: _plain(text)}
+        values = {**values, key: _plain(change, text)}
     return from_dict(AugmentConfig, values, where), from_dict(ConceptSampling, sampling, where)
 
 
-def _plain(text: str) -> Any:
+def _plain(change: str, text: str) -> Any:
     import yaml
 
-    return yaml.safe_load(text)
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: such as the 99th day of a month
+        problem = str(getattr(error, "problem", None) or error)
+        raise ConfigError(
+            f"--set {change}: {text!r} is no YAML value ({problem}); put it in quotes"
+        ) from None
 
 
 def _tokenizer(corpus: Corpus, chosen: Sequence[int]) -> Tokenizer:

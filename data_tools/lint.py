@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from rich.console import Console
@@ -27,6 +26,7 @@ from wholegrain.data.decode import ImageError, check_frame, decode_image
 from wholegrain.data.index_file import id_hash
 from wholegrain.data.record import Record
 from wholegrain.data.shard_image import ImageKind, probe_image
+from wholegrain.data.storage import StorageGone
 from wholegrain.errors import DataError, RecordError
 
 _LISTED = 100
@@ -34,7 +34,7 @@ _LISTED = 100
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``lint``."""
-    parser.add_argument("corpus", type=Path, help="corpus folder")
+    parser.add_argument("corpus", help="corpus folder or its address")
     parser.add_argument("--sample", type=positive, metavar="N", help="check N spread samples only")
     parser.add_argument("--headers", action="store_true", help="read image headers only: faster")
     parser.add_argument("--workers", type=positive, help="threads (default: one a core)")
@@ -94,10 +94,15 @@ def problems(
         sample: check that many samples, evenly spread; None checks all. Checksums are always
             those of whole files.
         headers: do not decode photos.
+
+    Raises:
+        StorageGone: a URL's storage does not answer; no problem of the corpus.
     """
     try:
         with (console or Console(quiet=True)).status("checksums"):
             corpus.verify()
+    except StorageGone:
+        raise
     except DataError as error:
         yield Problem("checksum", str(error))
     count = len(corpus)
@@ -155,6 +160,8 @@ def _check(
         return Problem(f"image: {error.cause}", str(error))
     except RecordError as error:
         return Problem("record", str(error))
+    except StorageGone:
+        raise
     except DataError as error:
         return Problem("unreadable", str(error))
     return record.split, id_hash(f"{record.split}\n{record.id}")

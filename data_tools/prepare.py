@@ -98,7 +98,10 @@ def _stored(
 def _read(draft: Draft) -> bytes:
     if isinstance(draft.image, bytes):
         return draft.image
-    size = draft.image.stat().st_size
+    try:
+        size = draft.image.stat().st_size
+    except ValueError as error:  # a NUL, or half a surrogate pair
+        raise OSError(f"no name that a file may have ({error})") from None
     if size > FILE_LIMIT:
         raise OSError(f"{size} bytes, more than the limit of {FILE_LIMIT}")
     return draft.image.read_bytes()

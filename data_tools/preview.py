@@ -1,8 +1,9 @@
 """``preview``: an HTML page of samples with their boxes drawn on the photos.
 
 ``--out page.html`` makes one file that holds everything; ``--out folder`` makes ``index.html`` and
-the photos beside it, for many samples. The page loads nothing from elsewhere. Its one script, named
-by its digest in the page's policy, filters what is shown; without it everything is shown.
+the photos beside it, for many samples, and a marker file by which ``--overwrite`` knows the folder
+again. The page loads nothing from elsewhere. Its one script, named by its digest in the page's
+policy, filters what is shown; without it everything is shown.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from wholegrain.data.storage import StorageGone
 from wholegrain.errors import DataError
 
 _PAGE = "index.html"
+_MARKER = ".preview"
+"""Of a folder that may be overwritten: an index.html alone would be anybody's website."""
 _EMBEDDED_SIDE = 640
 """Photos inside a page are reduced to this many px; the boxes are drawn in the record's pixels."""
 _ORIENTATION = 0x0112  # EXIF
@@ -72,7 +75,8 @@ def run(args: argparse.Namespace) -> int:
         write_page(args.out, "preview", _values(cards, corpus, reading, wanted, args))
         page = args.out
     else:
-        with atomic_folder(args.out, overwrite=args.overwrite, marker=_PAGE) as folder:
+        with atomic_folder(args.out, overwrite=args.overwrite, marker=_MARKER) as folder:
+            (folder / _MARKER).write_text("written by python -m data_tools preview\n")
             (folder / "images").mkdir()
             photo = partial(_shown, reading, partial(_beside, corpus, folder))
             cards = [card_of(r, args.boxes, wanted, partial(photo, n)) for n, r in chosen]

@@ -313,7 +313,7 @@ def _karpathy_photo(entry: dict[str, Any]) -> str:
 
 
 def _listed(path: Path, space: str | None) -> Iterator[str]:
-    with path.open(encoding="utf-8", errors="replace") as file:
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
         number = 0
         while line := file.readline(_LINE_LIMIT):
             number += 1

@@ -44,9 +44,17 @@ def write_part(plan: Plan, folder: Path, number: int, saw: Callable[[Bad | None]
             saw(bad)
         part.notes = {
             "seen": seen,
-            "skipped": [asdict(bad) for bad in skipped],
+            "skipped": [_noted(bad) for bad in skipped],
             "left_out": dict(+left_out),
         }
+
+
+def _noted(bad: Bad) -> dict[str, str]:
+    """The sample as JSON can hold it: names of files need not be UTF-8."""
+    return {
+        field: value.encode("utf-8", "backslashreplace").decode()
+        for field, value in asdict(bad).items()
+    }
 
 
 def _take(plan: Plan, part: PartWriter, draft: Draft, left_out: Counter[str]) -> Bad | None:

@@ -97,5 +97,6 @@ def listing_digest(entries: Iterable[tuple[str, int]]) -> str:
     """
     digest = hashlib.sha256()
     for name, size in sorted(entries):
-        digest.update(f"{name}\0{size}\n".encode())
+        # As the disk has it: a name need not be UTF-8.
+        digest.update(f"{name}\0{size}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()

@@ -21,6 +21,7 @@ import numpy as np
 
 from data_tools.sources.base import Bad, Draft, Drafts, Source, file_digest
 from data_tools.sources.files import ImageFolder, coco_names, read_json
+from data_tools.sources.photo_owner import PhotoOwner, add_photos_of
 from data_tools.sources.stream_json import read_lists
 from wholegrain.data.record import Box, Region
 from wholegrain.errors import DataError
@@ -44,17 +45,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--captions", type=Path, help="captions_*.json, or {image id: [captions]}")
     parser.add_argument("--instances", type=Path, help="instances_*.json")
     parser.add_argument("--split", help="name of the split (default: from the file name, or train)")
+    add_photos_of(parser)
 
 
 def open_source(args: argparse.Namespace) -> Source:
     """Open from the command line's options."""
-    return read_coco(args.images, args.captions, args.instances, split=args.split)
+    return read_coco(
+        args.images,
+        args.captions,
+        args.instances,
+        split=args.split,
+        name=args.name,
+        photos_of=args.photos_of,
+    )
 
 
 def read_coco(
-    images: Path, captions: Path | None, instances: Path | None, *, split: str | None = None
+    images: Path,
+    captions: Path | None,
+    instances: Path | None,
+    *,
+    split: str | None = None,
+    name: str | None = None,
+    photos_of: str | None = None,
 ) -> Source:
     """Open COCO annotations. DataError if neither file is given or one has another layout.
+
+    A record is called after its photo's identity, ``coco/391895``, see :class:`PhotoOwner`; where
+    it has none, after the set: ``NAME/ID``.
 
     The files are read item by item. What stays in memory is the texts, sizes and licences, and 64
     bytes an object.
@@ -75,6 +93,7 @@ def read_coco(
         entries = listed | entries
     used = sorted(texts.keys() | (objects.images() if objects else set()))
     left_out["image without caption or object"] += len(entries.keys() - set(used))
+    photos = _Photos(entries, folder, PhotoOwner.of(photos_of, name), name or "own")
     return Source(
         name="coco",
         description={
@@ -82,9 +101,10 @@ def read_coco(
             "split": split,
             "annotations": {path.name: file_digest(path) for path in files},
             "images": folder.digest(),
+            **photos.owner.describe(photos.of(image_id).photo for image_id in used),
         },
         units=len(used),
-        read=_Drafts(used, entries, texts, objects, folder, split, files[0]),
+        read=_Drafts(used, photos, texts, objects, split, files[0]),
         total=len(used),
         left_out=left_out,
         published=_published(files),
@@ -104,7 +124,7 @@ def image_entries(path: Path, layout: dict[str, Any]) -> dict[int, CocoImage]:
             )
             for entry in layout["images"]
         }
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise DataError(
             f"{path}: field images: an entry without {error}; pass a file in COCO's layout"
         ) from None
@@ -128,7 +148,7 @@ def xywh(value: Any) -> Box:
     """
     try:
         x, y, width, height = (float(number) for number in value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # a whole number of 400 digits is too large
         return math.nan, math.nan, math.nan, math.nan
     return x, y, width, height
 
@@ -245,7 +265,7 @@ def _read_captions(
             for image_id, found in read_json(path).items():
                 for text in found:
                     _add_caption(texts, image_id, text, left_out)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise DataError(
             f"{path}: {error!r}; captions must be COCO's "
             '{"annotations": [{"image_id", "caption"}]} or a mapping {image id: [captions]}'
@@ -262,42 +282,67 @@ def _add_caption(
         left_out["empty caption"] += 1
 
 
+@dataclass(frozen=True, slots=True)
+class _Photo:
+    """What is known of a photo; ``id`` is its record's."""
+
+    entry: CocoImage
+    file: Path
+    photo: str | None
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Photos:
+    """The photos by their number; ``name`` stands in the ids of those that are nobody else's."""
+
+    entries: dict[int, CocoImage]
+    folder: ImageFolder
+    owner: PhotoOwner
+    name: str
+
+    def of(self, image_id: int) -> _Photo:
+        entry = self.entries.get(image_id, CocoImage(image_id, "", None, None))
+        file = self.folder.find(*coco_names(entry.file_name, image_id))
+        photo = self.owner.identity(file, image_id)
+        return _Photo(entry, file, photo, photo or f"{self.name}/{image_id}")
+
+
 class _Drafts:
     """``Source.read``: unit k is the image with the k-th smallest id."""
 
     def __init__(
         self,
         used: list[int],
-        entries: dict[int, CocoImage],
+        photos: _Photos,
         texts: dict[int, list[str]],
         objects: _Objects | None,
-        folder: ImageFolder,
         split: str,
         file: Path,
     ) -> None:
-        self._used, self._entries, self._texts, self._objects = used, entries, texts, objects
-        self._folder, self._split, self._file = folder, split, file
+        self._used, self._photos, self._texts, self._objects = used, photos, texts, objects
+        self._split, self._file = split, file
 
     def __call__(self, start: int, stop: int, left_out: Counter[str]) -> Drafts:
         for image_id in self._used[start:stop]:
-            entry = self._entries.get(image_id, CocoImage(image_id, "", None, None))
+            found = self._photos.of(image_id)
             objects = self._objects.of(image_id) if self._objects else ()
             where = f"{self._file}: image {image_id}"
-            if objects and entry.size is None:
+            if objects and found.entry.size is None:
                 detail = f"{where} has objects but no width and height under 'images'"
-                yield Bad(f"coco/{image_id}", "image not listed", detail)
+                yield Bad(found.id, "image not listed", detail)
                 continue
             yield Draft(
-                id=f"coco/{image_id}",
+                id=found.id,
                 source="coco",
                 split=self._split,
-                image=self._folder.find(*coco_names(entry.file_name, image_id)),
+                image=found.file,
                 where=where,
-                size=entry.size,
+                size=found.entry.size,
                 captions=tuple(self._texts.get(image_id, ())),
                 regions=objects,
-                license=entry.license,
-                photo=f"coco/{image_id}",
+                license=found.entry.license,
+                photo=found.photo,
             )
 
 

@@ -16,8 +16,11 @@ captions.
 from __future__ import annotations
 
 import argparse
+import lzma
 import re
+import struct
 import zipfile
+import zlib
 from collections import Counter
 from pathlib import Path
 from typing import Protocol
@@ -30,6 +33,15 @@ from wholegrain.errors import DataError
 
 SPLITS = ("train", "val", "test")
 PHRASE = re.compile(r"\[/EN#(?P<entity>\d+)(?P<types>(?:/[^/\s\]]+)+) (?P<words>[^\]]*)\]")
+_DAMAGED = (
+    zipfile.BadZipFile,
+    EOFError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+    lzma.LZMAError,
+)
+"""What `zipfile` raises of a member that is cut, altered, encrypted or of an unknown method."""
 MEMBER_LIMIT = 1 << 20
 """Largest annotation file read, in bytes; the official ones stay below 20 kB."""
 
@@ -95,7 +107,11 @@ class _Zipped:
             raise ValueError(f"{info.file_size} bytes, more than the limit of {MEMBER_LIMIT}")
         try:
             return self._zip.read(info)
-        except (zipfile.BadZipFile, EOFError, RuntimeError) as error:
+        except _DAMAGED as error:
+            raise ValueError(f"broken zip member ({error})") from None
+        except OSError as error:
+            if error.errno is not None:  # the disk's fault, and no member's
+                raise
             raise ValueError(f"broken zip member ({error})") from None
 
     def digest(self) -> str:
@@ -246,7 +262,7 @@ def parse_sentences(text: str) -> tuple[tuple[str, ...], dict[str, Mentions]]:
     """Read one sentences file: plain captions, and the mentions of each entity by its number."""
     entities: dict[str, Mentions] = {}
     captions = []
-    for line in text.splitlines():
+    for line in text.split("\n"):  # not at U+2028 and the like, which stand inside of sentences
         for found in PHRASE.finditer(line):
             if not (words := found["words"].strip()):
                 continue

@@ -17,6 +17,7 @@ from typing import Any, Protocol, TypeAlias
 from data_tools.sources.base import Bad, Draft, Drafts, Source, file_digest
 from data_tools.sources.coco import CocoImage, image_entries, xywh
 from data_tools.sources.files import read_json, read_plain_pickle
+from data_tools.sources.photo_owner import PhotoOwner
 from data_tools.sources.stream_json import read_lists
 from wholegrain.data.record import Absent, Box, Reference, Region, enclosing_box
 from wholegrain.errors import DataError
@@ -95,7 +96,7 @@ def open_refer(
     photos: Photos,
     *,
     names: Callable[[str, int], list[str]],
-    owner: str,
+    owner: PhotoOwner,
     split: str | None,
 ) -> Source:
     """Open a set.
@@ -105,7 +106,7 @@ def open_refer(
         found: its files.
         photos: where its photos lie.
         names: the names under which a photo may lie, from its ``file_name`` and id.
-        owner: whose photos these are, such as ``coco``: ``owner/ID`` is the photo's identity.
+        owner: whose photos these are.
         split: read this one only; None reads all.
 
     Raises:
@@ -123,6 +124,7 @@ def open_refer(
         groups = {key: group for key, group in groups.items() if key[0] == split}
     wanted = {ann_id for group in groups.values() for ref in group for ann_id in ref.ann_ids}
     entries, boxes = read_instances(found.instances, {key[1] for key in groups}, wanted)
+    read = _Reader(found, groups, entries, boxes, photos, names, owner)
     return Source(
         name=found.name,
         description={
@@ -131,9 +133,10 @@ def open_refer(
             "split": split,
             "annotations": {path.name: file_digest(path) for path in (found.refs, found.instances)},
             "images": photos.digest(),
+            **owner.describe(read.photo(image_id)[1] for _, image_id in groups),
         },
         units=len(groups),
-        read=_Reader(found, groups, entries, boxes, photos, names, owner),
+        read=read,
         total=len(groups),
         left_out=left_out,
         published=found.name,
@@ -158,7 +161,7 @@ def read_refs(path: Path, left_out: Counter[str]) -> list[Ref]:
                 split=str(entry["split"]),
                 sentences=spoken,
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise DataError(
                 f"{path}: ref {number}: {error!r}; every ref needs image_id, ann_id, ref_id, split "
                 "and sentences with sent_id and sent"
@@ -193,7 +196,7 @@ def read_instances(
                 layout["images"] += [entry for entry in batch.items if entry.get("id") in images]
             elif batch.key == "licenses":
                 layout["licenses"] += batch.items
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DataError(
             f"{path}: field annotations: {error!r}; every annotation needs an id and a bbox"
         ) from None
@@ -224,7 +227,7 @@ class _Reader:
         boxes: dict[AnnId, Box],
         photos: Photos,
         names: Callable[[str, int], list[str]],
-        owner: str,
+        owner: PhotoOwner,
     ) -> None:
         self._set, self._file = found.name, found.refs
         self._groups, self._entries, self._boxes = groups, entries, boxes
@@ -233,6 +236,12 @@ class _Reader:
 
     def __call__(self, start: int, stop: int, left_out: Counter[str]) -> Drafts:
         return (self._sample(*key) for key in self._keys[start:stop])
+
+    def photo(self, image_id: int) -> tuple[Path, str | None]:
+        """Where an image's photo lies, and its identity."""
+        entry = self._entries.get(image_id)
+        file = self._photos.find(*self._names(entry.file_name if entry else "", image_id))
+        return file, self._owner.identity(file, image_id)
 
     def _sample(self, split: str, image_id: int) -> Draft | Bad:
         refs = self._groups[split, image_id]
@@ -246,16 +255,17 @@ class _Reader:
         if missing:
             detail = f"{where}: instances.json lacks annotations {missing}"
             return Bad(identity, "annotation not listed", detail)
+        file, photo = self.photo(image_id)
         return Draft(
             id=identity,
             source=self._set,
             split=split,
-            image=self._photos.find(*self._names(entry.file_name, image_id)),
+            image=file,
             where=where,
             size=entry.size,
             regions=tuple(self._region(ref) for ref in refs if ref.ann_ids),
             license=entry.license,
-            photo=f"{self._owner}/{image_id}",
+            photo=photo,
             absent=tuple(
                 Absent(texts=_texts(ref), ref=self._reference(ref))
                 for ref in refs

@@ -11,6 +11,7 @@ import argparse
 from pathlib import Path
 
 from data_tools.sources.base import Source
+from data_tools.sources.photo_owner import PhotoOwner
 from data_tools.sources.photo_tree import PhotoTree
 from data_tools.sources.refer_layout import find_set, open_refer
 
@@ -38,7 +39,12 @@ def read_referitgame(
     """Open the data set. DataError says which file is missing or broken."""
     found = find_set(root, split_by, "refs", ("p",))
     return open_refer(
-        "referitgame", found, PhotoTree(images), names=_names, owner="saiapr", split=split
+        "referitgame",
+        found,
+        PhotoTree(images),
+        names=_names,
+        owner=PhotoOwner("saiapr", usual="saiapr"),
+        split=split,
     )
 
 

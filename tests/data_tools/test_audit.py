@@ -1,6 +1,7 @@
 """Planted leaks are found, whatever they are called, and nothing else is."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -183,6 +184,31 @@ def test_the_index_is_read_in_pieces(
     assert found == ["coco/0", "coco/10", "coco/3", "coco/4"]
 
 
+def test_sets_without_a_place_lie_in_corpora_then_in_raw_or_where_told(
+    protected: Path,
+    write_corpus: WriteCorpus,
+    picture: Picture,
+    encode: Encode,
+    data_tools: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    corpus = write_corpus("coco", [("coco/30", None, "train", encode(picture(30)))])
+    other = write_corpus("other", [("coco/99", None, "val", encode(picture(99)))])
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    given = ("audit", corpus, "--against", "refcoco")
+    ran = data_tools(*given)
+    assert ran.status == 2
+    assert "none of corpora/refcoco, corpora/refer/refcoco, raw/refcoco" in ran.err
+    shutil.copytree(protected, work / "raw" / "refcoco")
+    assert data_tools(*given).status == 1
+    shutil.copytree(other, work / "corpora" / "refcoco")
+    assert data_tools(*given).status == 0
+    assert data_tools(*given, "--protected", "empty", "--protected", protected.parent).status == 1
+
+
 # By what they show
 
 
@@ -354,6 +380,18 @@ def test_the_same_audit_is_the_same_bytes_and_reads_no_photo_twice(
     assert data_tools(*given).status == 1
     assert out.read_bytes() == first
     assert len(read) == len(COPIES) + 5 + 2
+
+
+def test_hashes_are_kept_where_told(
+    protected: Path, renamed: Path, data_tools: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    kept, out = tmp_path / "kept", tmp_path / "audits" / "audit.json"
+    given = ["audit", renamed, "--against", f"refcoco={protected}", "--perceptual"]
+    assert data_tools(*given, "--hashes", kept, "--out", out).status == 1
+    assert list(kept.glob("*.npz"))
+    assert list(out.parent.iterdir()) == [out]
+    monkeypatch.setattr(hash_cache, "_hash_rows", None)  # of the corpus there is none left to do
+    assert data_tools(*given, "--hashes", kept).status == 1
 
 
 def test_without_out_nothing_is_written(

@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from data_tools.augmentations import read_rules
-from tests.browser import is_blank, running_chromium
+from tests.browser import chromium, is_blank, running_chromium
 from wholegrain.data.corpus import Corpus
 from wholegrain.data.record import Record, Region
+from wholegrain.data.sampling import ConceptSampling
 from wholegrain.data.shard import ShardWriter
 from wholegrain.errors import ConfigError
 
@@ -21,7 +23,7 @@ HOSTILE = "</style><script>alert(1)</script> left"
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    """Two photos, each with a red square in its upper left corner."""
+    """Photos of train and val, each with a red square in its upper left corner."""
     import simplejpeg
 
     pixels = np.full((60, 80, 3), 50, np.uint8)
@@ -29,8 +31,8 @@ def corpus(tmp_path: Path) -> Path:
     region = Region("region", (10.0, 5.0, 20.0, 20.0), ("the square on the left",))
     out = tmp_path / "corpus"
     with ShardWriter(out, source={"name": "squares", "key": "k"}) as writer:
-        for number, caption in enumerate(("a square", HOSTILE)):
-            record = Record(f"s/{number}", "squares", "train", 80, 60, (caption,), (region,))
+        for number, (split, caption) in enumerate((("train", "a square"), ("val", HOSTILE))):
+            record = Record(f"s/{number}", "squares", split, 80, 60, (caption,), (region,))
             writer.write(record, bytes(simplejpeg.encode_jpeg(pixels)), "jpg")
     return out
 
@@ -56,6 +58,25 @@ def test_the_page_shows_boxes_and_texts_as_a_batch_holds_them(
     assert data_tools("augmentations", corpus, "--out", out, "--overwrite").status == 0
 
 
+def test_a_config_decides_and_a_split_or_a_count_is_enough(
+    corpus: Path, tmp_path: Path, data_tools: Run
+) -> None:
+    config, out = tmp_path / "run.yaml", tmp_path / "page.html"
+    augment = {"mode": "none", "flip": "never", "colour": 0, "resolution": 120}
+    data = {"augment": augment, "sampling": {"captions_per_image": 0}}
+    config.write_text(yaml.safe_dump({"data": data, "out": "runs/x"}))
+    given = ("augmentations", corpus, "--config", config, "--out", out, "--draws", "2")
+    done = data_tools(*given, "--split", "val")
+    assert done.status == 0 and "1 photos, 2 draws of each" in done.out
+    page = out.read_text()
+    boxes = re.findall(r'class="line" x="([\d.]+)" y="([\d.]+)" width="([\d.]+)" height', page)
+    # As stored, and twice on a square of 120, where 80 x 60 px have become half as wide again.
+    assert [tuple(map(float, box)) for box in boxes] == [(10, 5, 20), (15, 10, 30), (15, 10, 30)]
+    assert page.count('class="caption"') == 1, "the stored photo's; draws take none"
+    assert "alert(1)" in page and "a square<" not in page
+    assert "1 photos" in data_tools(*given, "--count", "1", "--overwrite").out
+
+
 def test_the_same_seed_gives_the_same_page(corpus: Path, tmp_path: Path, data_tools: Run) -> None:
     pages = []
     for name, seed in (("a", "3"), ("b", "3"), ("c", "4")):
@@ -68,7 +89,7 @@ def test_the_same_seed_gives_the_same_page(corpus: Path, tmp_path: Path, data_to
 def test_rules_of_a_run_or_alone(repository: Path, tmp_path: Path) -> None:
     augment, sampling = read_rules(repository / "configs" / "pretrain" / "4m_xvlm.yaml", [])
     assert augment.mode == "xvlm" and augment.randaugment_ops == 2
-    assert sampling.max_concepts is not None or sampling.max_regions is not None
+    assert sampling == ConceptSampling(captions_per_image=1, max_regions=0, max_objects=0)
     alone = tmp_path / "augment.yaml"
     alone.write_text("mode: xvlm\nrandaugment_ops: 3\n")
     augment, _ = read_rules(alone, ["randaugment_ops=1", "flip=never"])
@@ -100,3 +121,11 @@ def test_it_can_be_looked_at(corpus: Path, tmp_path: Path, data_tools: Run) -> N
         assert tab.value("document.images.length") == 8
         assert tab.value("document.documentElement.scrollWidth") <= 1400
         assert not tab.seen.console and not is_blank(tab.screenshot())
+
+
+def test_what_must_run_is_not_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    for must_run, outcome in (("slurm", pytest.skip), ("slurm,chromium", pytest.fail)):
+        monkeypatch.setenv("WHOLEGRAIN_MUST_RUN", must_run)
+        with pytest.raises(outcome.Exception, match="no Chromium here"):
+            chromium()

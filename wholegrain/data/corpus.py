@@ -6,13 +6,14 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache, partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
 from wholegrain.data.corpus_files import ShardFiles
-from wholegrain.data.corpus_manifest import LAYOUT_RECORDS, file_sha256
+from wholegrain.data.corpus_manifest import LAYOUT_RECORDS
 from wholegrain.data.corpus_place import FolderPlace, RemotePlace, place_of
 from wholegrain.data.index_file import INDEX, open_index
 from wholegrain.data.record import Record, parse_record
@@ -27,7 +28,7 @@ from wholegrain.data.row_file import RowFile
 from wholegrain.data.shard_image import IMAGE_KINDS, ImageKind, probe_image
 from wholegrain.data.shard_table import SHARDS, Column, ShardTable
 from wholegrain.data.shard_tar import BLOCK, member_name
-from wholegrain.data.storage import file_name
+from wholegrain.data.storage import NodeCache, RemoteFile, StorageGone, file_name
 from wholegrain.errors import DataError
 
 _FAULTS_SHOWN = 10
@@ -166,15 +167,17 @@ class Corpus:
 
         Raises:
             DataError: lists each missing or altered file.
+            StorageGone: a URL's storage does not answer, which says nothing of the files.
         """
         faults = []
         for name, digest, size in self._files_and_digests():
-            path = self.path
             try:
-                path = self._place.file(name, digest, size)
-                found = file_sha256(path)
+                path, found = self._place.hashed(name, digest, size)
             except OSError as error:
-                faults.append(f"{path} cannot be read ({error.strerror})")
+                where = os.path.join(self.path, name)
+                faults.append(f"{where} cannot be read ({error.strerror})")
+            except StorageGone:
+                raise
             except DataError as error:
                 faults.append(str(error))
             else:
@@ -200,11 +203,10 @@ class Corpus:
         """Whether it lies at a URL."""
         return isinstance(self._place, RemotePlace)
 
-    def prefetch(self, samples: Iterable[int]) -> None:
-        """Has the shards of samples that will be read soon fetched in the background."""
-        if self.is_remote:
-            shards = (int(self._row(self._number(i))["shard"]) for i in samples)
-            self._files.prefetch(dict.fromkeys(shards))
+    def _remote_shards(self, samples: Iterable[int]) -> Iterator[RemoteFile]:
+        """The shards that hold these samples."""
+        shards = (int(self._row(self._number(i))["shard"]) for i in samples)
+        yield from self._files.remote(dict.fromkeys(shards))
 
     def _files_and_digests(self) -> Iterator[tuple[str, str, int | None]]:
         yield INDEX, self.manifest["index"]["sha256"], None
@@ -243,6 +245,22 @@ class Corpus:
         path = Path(file_name(self._files.path(shard)))
         read = partial(self._files.read, shard)
         return plain_id(path, member_name(read, path, data - int(row["head"]) * BLOCK, data))
+
+
+def prefetch(wanted: Iterable[tuple[Corpus, Iterable[int]]]) -> None:
+    """Has shards at URLs fetched in the background, those of samples that will be read soon.
+
+    The corpora take turns, since few files may wait. A later call replaces what still waits of an
+    earlier one, so that one call is for all corpora that are read side by side.
+    """
+    queues: dict[NodeCache, list[Iterator[RemoteFile]]] = {}
+    for corpus, samples in wanted:
+        if corpus.is_remote:
+            cache = NodeCache.of(corpus._files.storage)
+            queues.setdefault(cache, []).append(corpus._remote_shards(samples))
+    for cache, files in queues.items():
+        turns = (file for turn in zip_longest(*files) for file in turn if file is not None)
+        cache.prefetch(turns)
 
 
 def _reopen(path: str, split: str | None, fingerprint: str) -> Corpus:

@@ -55,6 +55,11 @@ class ShardFiles:
         self.__dict__.update(state)
         self._start()
 
+    @property
+    def storage(self) -> StorageConfig:
+        """How remote shards are fetched."""
+        return self._storage
+
     def path(self, shard: int) -> Path | str:
         """Where shard number ``shard`` lies: a path, or a URL as text."""
         if not 0 <= shard < len(self.paths):
@@ -96,14 +101,16 @@ class ShardFiles:
     def prefetch(self, shards: Iterable[int]) -> None:
         """Has remote shards fetched in the background, in the order in which they will be read.
 
-        A later call replaces what still waits of an earlier one; local shards are passed over.
+        A later call replaces what still waits of an earlier one, also of another corpus; see
+        :func:`wholegrain.data.corpus.prefetch`. Local shards are passed over.
         """
-        remote = self._remote(shards)
+        remote = self.remote(shards)
         first = next(remote, None)
         if first is not None:
             NodeCache.of(self._storage).prefetch(_chained(first, remote))
 
-    def _remote(self, shards: Iterable[int]) -> Iterator[RemoteFile]:
+    def remote(self, shards: Iterable[int]) -> Iterator[RemoteFile]:
+        """Those of the shards that lie at URLs, as the cache knows them."""
         for shard in shards:
             path = self.path(shard)
             if is_url(path):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from wholegrain.data.corpus_manifest import MANIFEST, parse_manifest, read_manifest
+from wholegrain.data.corpus_manifest import MANIFEST, file_sha256, parse_manifest, read_manifest
 from wholegrain.data.shard_table import ShardTable
 from wholegrain.data.storage import LocalFile, as_url, default_cache, is_url, join
 from wholegrain.errors import DataError
@@ -29,6 +30,11 @@ class FolderPlace:
     def file(self, name: str, sha256: str | None = None, size: int | None = None) -> Path:
         """Where a file of the corpus can be read; whoever asks compares the digest."""
         return self.path / name
+
+    def hashed(self, name: str, sha256: str, size: int | None) -> tuple[Path, str]:
+        """Where a file of the corpus lies, and the sha256 that it has there; OSError as `open`."""
+        path = self.path / name
+        return path, file_sha256(path)
 
     def shard(self, shards: ShardTable, number: int) -> Path:
         """A name inside the folder, or an absolute path where tars were indexed in place."""
@@ -73,6 +79,17 @@ class RemotePlace:
             url = join(self.path, name)
             self._held[name] = default_cache().local(url, size, sha256, hold=True)
         return self._held[name].path
+
+    def hashed(self, name: str, sha256: str, size: int | None) -> tuple[Path, str]:
+        """Where a copy of a file of the corpus lay, and the sha256 that it had.
+
+        It is not held: all of a corpus may be more than the cache holds, or a process may open.
+        """
+        with (
+            default_cache().local(join(self.path, name), size, sha256) as copy,
+            copy.reader() as file,
+        ):
+            return copy.path, hashlib.file_digest(file, "sha256").hexdigest()
 
     def shard(self, shards: ShardTable, number: int) -> str:
         """URL of a shard."""

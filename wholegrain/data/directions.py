@@ -8,10 +8,15 @@ kinds of text are told apart, always by whole words ("upright" and "bright" name
   ``R`` in brackets, after a word of place ("on the r", "top L", "2nd from l") or before one ("l
   side"); positions on a clock face (3 o'clock becomes 9 o'clock; 12 and 6 stay); clockwise and
   counterclockwise.
-* Words that may mean a side and may mean something else: "right behind", "all right", "left on a
-  plate", "3 o'clock in the afternoon", a letter L on its own. `is_ambiguous` finds them. Nobody can
-  exchange them safely, so such a photo is better not mirrored.
+* Words that may mean a side and may mean something else: "right behind", "all right", "the right
+  to vote", "left on a plate", "he left the house", "one slice of pizza left", "left-wing", "rt 66",
+  "3 o'clock in the afternoon", a letter L on its own, and words with a letter that only looks like
+  one of theirs (a dotless i). `is_ambiguous` finds them. Nobody can exchange them safely, so such a
+  photo is better not mirrored.
 * Everything else.
+
+A side behind a noun ("guy left") has an opposite: the annotators of RefCOCO write so. Only after a
+quantity or in a clause it may be what remains or who departs.
 
 Writing inside photos, sides of ships and compass directions are not looked at.
 """
@@ -21,14 +26,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-
-def _words(text: str) -> list[str]:
-    return text.split()
-
-
-def _any(words: Iterable[str]) -> str:
-    return "(?:" + "|".join(sorted(words, key=len, reverse=True)) + ")"
-
+from wholegrain.data.direction_doubts import (
+    AMBIGUOUS,
+    CLOCK,
+    END,
+    GAP,
+    HOUR,
+    HOURS,
+    MISSPELT,
+    NUMBER,
+    START,
+    any_of,
+    words,
+)
 
 _SUFFIXES = ("", "most", "hand", "handed", "hander", "side", "sided", "ward", "wards")
 _PREFIXES = ("top", "bottom", "upper", "lower", "far", "mid", "middle", "center", "back", "front")
@@ -41,89 +51,55 @@ _OPPOSITE = {
     **{f"{start}left": f"{start}right" for start in _PREFIXES},
 }
 _OPPOSITE.update({right: left for left, right in _OPPOSITE.items()})
-_HOURS = _words("one two three four five six seven eight nine ten eleven twelve")
-_NUMBER = {**{str(n): n for n in range(1, 13)}, **{word: n for n, word in enumerate(_HOURS, 1)}}
 
-_START, _END = r"(?<![^\W_])", r"(?![^\W_])"  # an underscore parts words as a hyphen does
-_GAP = r"[ \t-]+"  # never a line break: that parts texts
-_HOUR = "|".join(sorted(_NUMBER, key=len, reverse=True))
-_OCLOCK = r"[ \t-]*o[ \t]?['’`]?[ \t]?clock"
-_PLACED = _words("on to from at in far top bottom upper lower back front middle mid center very")
-_BY_LETTER = ["on the", "to the", "from the", *_words("far on from top bottom upper lower")]
-_PLACE = _words("side sides hand corner edge end most part half")
-
-
+_BY_LETTER = ["on the", "to the", "from the", *words("far on from top bottom upper lower")]
+_PLACE = words("side sides hand corner edge end most part half")
 _LETTER = (
     r"\([lr]\)"
-    + "".join(rf"|(?<=\b{word}[ -])[lr]{_END}" for word in _BY_LETTER)
-    + rf"|{_START}[lr](?=[ -]{_any(_PLACE)}{_END})"
+    + "".join(rf"|(?<=\b{word}[ -])[lr]{END}" for word in _BY_LETTER)
+    + rf"|{START}[lr](?=[ -]{any_of(_PLACE)}{END})"
 )
-_WORD = _any(word for word in _OPPOSITE if word != "l" and word != "r")
-_CLOCK_FACE = (
-    rf"(?<![^\W_])(?<!\d[:.])(?:{_HOUR})(?={_OCLOCK}|:00{_GAP}(?:position|direction){_END})"
-)
+_WORD = any_of(word for word in _OPPOSITE if word != "l" and word != "r")
+_FACE = rf"[ \t-]*{CLOCK}|:00{GAP}(?:position|direction){END}"
+# (?a:...): where all of Unicode is asked, a dotless i is an i in other capitals, and "rıght", for
+# which there is no opposite in the table, would be found too.
 _EXCHANGED = re.compile(
-    # "counter-clockwise" must not be taken for "clockwise" after a hyphen; see _AMBIGUOUS.
-    rf"(?<!counter[ -])(?<!anti[ -]){_START}{_WORD}{_END}|{_LETTER}|{_CLOCK_FACE}",
+    # "counter-clockwise" must not be taken for "clockwise" after a hyphen; see AMBIGUOUS.
+    rf"(?<!counter[ -])(?<!anti[ -]){START}(?a:{_WORD}){END}|{_LETTER}"
+    rf"|(?<![^\W_])(?<!\d[:.])(?a:{HOUR})(?={_FACE})",
     re.IGNORECASE,
 )
-
-# "right" as "exactly" or "correct", "left" as a form of "leave": a text may mean that unless a word
-# before it settles the matter, as in "on the right behind the car".
-_SETTLED = "".join(rf"(?<!\b{before} )" for before in [*_PLACED, "the", "his", "her"])
-_ADVERB = _any(
-    _words(
-        "above across after against along alongside around away before behind below beneath "
-        "beside between beyond down here inside into near next now off outside over past there "
-        "through under underneath up where"
-    )
-    + [rf"{word}{_GAP}(?:the|a|an|top|front|between|his|her)" for word in ("in", "on", "at", "by")]
-)
-_NO_SIDE = [*_words("angle angles answer way size time choice amount"), "of way", "side (?:up|out)"]
-_PARTICIPLE = _any(
-    _words(
-        "alone behind over out open unattended untouched there here hanging lying standing "
-        "sitting after empty unfinished uneaten"
-    )
-    + [rf"{word}{_GAP}(?:the|a|an|top|his|her|it)" for word in ("in", "on", "at", "by", "for")]
-)
-_BEFORE = _words("all is are was were be been being has have had just that's thats it's you're")
-_DAY = r"(?:a\.?m|p\.?m|in the|this|every|on|today|tonight|sharp|shadow|news|tea|at night)"
-_MISSPELT = _words("rght rgt rigth rigt leftt lef lh rh")  # sides, but none has its own opposite
-_AMBIGUOUS = re.compile(
-    rf"{_START}{_SETTLED}(?:right{_GAP}{_ADVERB}|left{_GAP}{_PARTICIPLE}){_END}"
-    rf"|{_START}right{_GAP}{_any(_NO_SIDE)}{_END}"
-    rf"|{_START}{_any(_BEFORE)}{_GAP}(?:left|right){_END}"
-    rf"|{_START}(?:counter{_GAP}|anti[ \t-]*)clockwise{_END}"
-    rf"|{_START}(?:{_HOUR})(?:[ \t]*[-–,/][ \t]*|[ \t]+(?:or|and|to)[ \t]+)(?:{_HOUR}){_OCLOCK}"
-    rf"|{_OCLOCK}[ \t,]*{_DAY}{_END}"
-    rf"|{_START}{_any(_MISSPELT)}{_END}",
-    re.IGNORECASE,
-)
+_LOOKALIKES = str.maketrans({"ı": "i", "İ": "i", "ſ": "s", "\N{KELVIN SIGN}": "k"})
 _SIDE = re.compile("left|right", re.IGNORECASE)
-_LONE_LETTER = re.compile(rf"{_START}[lr]{_END}(?!['’])")
+_LONE_LETTER = re.compile(rf"{START}[lr]{END}(?!['’])")
 
 # Looking for whole words in a set costs a tenth of what the expressions do, and decides for most
 # photos. All but ASCII letters and digits part words there.
 _CERTAIN = frozenset(word.encode() for word in _OPPOSITE if len(word) > 1)
-_HINTS = _CERTAIN | {word.encode() for word in ("l", "r", *_MISSPELT)}
+_HINTS = _CERTAIN | {word.encode() for word in ("l", "r", *MISSPELT)}
 _BREAKS = bytes(n if chr(n).isalnum() and n < 128 else 32 for n in range(256))
 
 
 def has_direction(texts: Iterable[str]) -> bool:
     """Whether any of the texts names a side, or may do so."""
-    joined = "\n".join(texts).lower()
-    words = _plain_words(joined)
-    if joined.isascii() and not _CERTAIN.isdisjoint(words):
+    joined = "\n".join(texts)
+    if _is_disguised(joined):
         return True
-    if not _may_hold_direction(joined, words):
+    joined = joined.lower()
+    found = _plain_words(joined)
+    if joined.isascii() and not _CERTAIN.isdisjoint(found):
+        return True
+    if not _may_hold_direction(joined, found):
         return False
     return any(_tells_sides(match) for match in _EXCHANGED.finditer(joined)) or _unsure(joined)
 
 
 def is_ambiguous(texts: Iterable[str]) -> bool:
     """Whether a text may name a side in a way that `swap_directions` cannot put right."""
-    joined = "\n".join(texts).lower()
+    joined = "\n".join(texts)
+    if _is_disguised(joined):
+        return True
+    joined = joined.lower()
     return _may_hold_direction(joined, _plain_words(joined)) and _unsure(joined)
 
 
@@ -140,19 +116,29 @@ def _plain_words(joined: str) -> list[bytes]:
     return joined.encode("utf-8", "replace").translate(_BREAKS).split()
 
 
-def _may_hold_direction(joined: str, words: list[bytes]) -> bool:
-    return not _HINTS.isdisjoint(words) or "clock" in joined or ":00" in joined
+def _may_hold_direction(joined: str, found: list[bytes]) -> bool:
+    return not _HINTS.isdisjoint(found) or "clock" in joined or ":00" in joined
+
+
+def _is_disguised(joined: str) -> bool:
+    """Whether a word would be exchanged if its letters were what they look like."""
+    if joined.isascii():
+        return False
+    plain = joined.translate(_LOOKALIKES)
+    if plain == joined:
+        return False
+    return swap_directions(plain) != swap_directions(joined).translate(_LOOKALIKES)
 
 
 def _unsure(joined: str) -> bool:
-    if _AMBIGUOUS.search(joined):
+    if AMBIGUOUS.search(joined):
         return True
     # A letter that was not exchanged: the shape L, a size, or a side after all.
     return _LONE_LETTER.search(_EXCHANGED.sub(" ", joined)) is not None
 
 
 def _tells_sides(match: re.Match[str]) -> bool:
-    return _NUMBER.get(match.group()) not in (6, 12)
+    return NUMBER.get(match.group()) not in (6, 12)
 
 
 def _swapped(match: re.Match[str]) -> str:
@@ -160,7 +146,7 @@ def _swapped(match: re.Match[str]) -> str:
     if word[0] == "(":
         return f"({_like(word[1], _OPPOSITE[word[1].lower()])})"
     low = word.lower()
-    number = _NUMBER.get(low)
+    number = NUMBER.get(low)
     if number is None:
         side = _SIDE.search(word)  # of a compound only this part changes, and keeps its capitals
         if side is None:
@@ -169,7 +155,7 @@ def _swapped(match: re.Match[str]) -> str:
             word[: side.start()] + _like(side[0], _OPPOSITE[side[0].lower()]) + word[side.end() :]
         )
     mirrored = (12 - number) % 12 or 12
-    return str(mirrored) if low.isdigit() else _like(word, _HOURS[mirrored - 1])
+    return str(mirrored) if low.isdigit() else _like(word, HOURS[mirrored - 1])
 
 
 def _like(word: str, other: str) -> str:

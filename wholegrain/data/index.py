@@ -28,6 +28,7 @@ from wholegrain.data.index_file import (
 from wholegrain.data.index_scan import Sample, scan_samples
 from wholegrain.data.record import Record, parse_record
 from wholegrain.data.record_plain import (
+    check_names,
     is_record,
     plain_captions,
     plain_id,
@@ -68,7 +69,8 @@ def index_tars(
         The manifest. ``skipped`` counts samples that were left out, by reason.
 
     Raises:
-        DataError: no tar, no usable sample, or a tar that is damaged or not to be trusted.
+        DataError: no tar, no usable sample, a tar that is damaged or not to be trusted, or two
+            tars of plain samples that have one name.
     """
     tars = sorted({Path(os.path.abspath(path)) for path in paths})
     out = Path(out)
@@ -137,6 +139,7 @@ class _Indexer:
         if not tars:
             raise DataError(f"{folder}: no tar to index; check the path or pattern")
         sizes = [_size(path) for path in tars]
+        self._tars = tars
         self._files = ShardFiles(tars, sizes)
         aside = folder / f".rows.partial-{os.getpid()}"
         shards = []
@@ -217,6 +220,8 @@ class _Indexer:
             return None
         if self._layout not in (None, layout):
             raise DataError(f"{where}: a {layout} sample among {self._layout}; index them apart")
+        if self._layout is None and layout == LAYOUT_PLAIN:
+            check_names(self._tars)  # which plain samples are called after
         self._layout = layout
         if layout == LAYOUT_RECORDS:
             return parse_record(meta, where)

@@ -196,10 +196,12 @@ class Preparer:
         max_tokens: int,
         rng: np.random.Generator | None,
     ) -> Concept | None:
-        """None for a text that holds no word, such as "???"."""
+        """None for a text that holds no word, such as "???" or a zero-width space."""
         try:
             ids = self.tokenizer.encode(text, max_tokens)
         except TextError:
+            return None
+        if len(ids) < 2:  # [CLS] alone
             return None
         if self.masking is not None and rng is not None:
             starts = self.tokenizer.word_starts(ids)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from wholegrain.data.record import SCHEMA, Record, parse_record
 from wholegrain.data.record_parse import Fields, is_sound, load_json
-from wholegrain.errors import RecordError
+from wholegrain.errors import DataError, RecordError
 
 # Fields under which tools such as img2dataset put the caption.
 CAPTION_FIELDS = ("caption", "captions", "text", "txt")
@@ -35,7 +36,23 @@ def split_key(name: str) -> tuple[str, str]:
 
 def plain_id(shard: Path, member: str) -> str:
     """The id of a plain sample: keys repeat from tar to tar, so the tar's name is part of it."""
-    return f"{shard.name.removesuffix('.tar')}/{split_key(member)[0]}"
+    return f"{_stem(shard)}/{split_key(member)[0]}"
+
+
+def check_names(shards: Iterable[Path]) -> None:
+    """DataError if two tars of plain samples have one name, and their samples so one id."""
+    named: dict[str, Path] = {}
+    for shard in shards:
+        other = named.setdefault(_stem(shard), shard)
+        if other is not shard:
+            raise DataError(
+                f"{other} and {shard}: both are called {_stem(shard)!r}, so their samples would "
+                "share ids; rename one of them, or index the folders apart"
+            )
+
+
+def _stem(shard: Path) -> str:
+    return shard.name.removesuffix(".tar")
 
 
 def plain_captions(meta: dict[str, Any], text: bytes, where: str) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from wholegrain.data.augment import AugmentConfig
 from wholegrain.data.batch import ConceptBatch, Sample, collate
 from wholegrain.data.budget import ConceptBudget
-from wholegrain.data.corpus import Corpus
+from wholegrain.data.corpus import Corpus, prefetch
 from wholegrain.data.masking import MaskingConfig
 from wholegrain.data.order import Order, Part
 from wholegrain.data.permutation import keyed_rng, stable_key
@@ -233,11 +233,14 @@ class _TrainingBatches:
 
     def _prefetch(self, step: int) -> None:
         """Asks for the remote shards of a later step, so that they are here when it comes."""
+        wanted = []
         for number, source in enumerate(self.sources):
             corpus = source.corpus
             if isinstance(corpus, Corpus) and corpus.is_remote:
                 later = self.order.rank_slice(step + self._ahead(number), self.rank, self.world)
-                corpus.prefetch(later.index[later.part == number].tolist())
+                wanted.append((corpus, later.index[later.part == number].tolist()))
+        if wanted:
+            prefetch(wanted)
 
     def _ahead(self, number: int) -> int:
         """Steps to half a window further on."""

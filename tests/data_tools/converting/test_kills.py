@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.programs import wait_until
 from wholegrain.data.part import assemble
 
 KILLS = 30
@@ -24,6 +25,18 @@ def children(process: int) -> list[int]:
     except OSError:
         return []
     return [int(number) for number in listed.split()]
+
+
+def workers_of(process: int) -> list[int]:
+    """Its children, as soon as there are some; none where it has ended."""
+    found: list[int] = []
+
+    def there() -> bool:
+        found[:] = children(process)
+        return bool(found) or not Path(f"/proc/{process}").exists()
+
+    wait_until(there, "a conversion starts processes or ends")
+    return found
 
 
 def stage(out: Path) -> str:
@@ -61,8 +74,7 @@ def test_kills(
         time.sleep(chance.uniform(0, lasted))
         victim = process
         if kind == "worker":
-            while not (found := children(process)) and Path(f"/proc/{process}").exists():
-                time.sleep(0.001)
+            found = workers_of(process)
             victim = chance.choice(found) if found else 0
         with suppress(ProcessLookupError):  # it came to its end before
             if victim:

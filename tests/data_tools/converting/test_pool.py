@@ -15,6 +15,7 @@ from data_tools.converting.plan import ConvertOptions, Plan
 from data_tools.converting.pool import Watch, write_parts
 from data_tools.prepare import prepare
 from data_tools.sources.base import Bad, Draft, Source
+from tests.programs import wait_until
 from wholegrain.data.part import read_part
 from wholegrain.errors import DataError
 
@@ -96,19 +97,23 @@ def test_no_orphan_works_on(
     monkeypatch.setattr(PREPARE, preparing(lambda _: time.sleep(0.1)))
     parent = os.fork()
     if not parent:
-        data_tools(*scale.command(tmp_path / "out", "--processes", "3"))
-        os._exit(0)
+        try:
+            data_tools(*scale.command(tmp_path / "out", "--processes", "3"))
+        finally:
+            os._exit(0)
     children: list[int] = []
-    while len(children) < 3:
+
+    def all_started() -> bool:
         listed = Path(f"/proc/{parent}/task/{parent}/children").read_text()
-        children = [int(number) for number in listed.split()]
-        time.sleep(0.01)
-    os.kill(parent, signal.SIGKILL)
-    os.waitpid(parent, 0)
-    until = time.monotonic() + 30
-    while any(map(alive, children)):
-        assert time.monotonic() < until, "orphans go on"
-        time.sleep(0.05)
+        children[:] = map(int, listed.split())
+        return len(children) == 3
+
+    try:
+        wait_until(all_started, "three processes are started")
+    finally:
+        os.kill(parent, signal.SIGKILL)
+        os.waitpid(parent, 0)
+    wait_until(lambda: not any(map(alive, children)), "orphans end")
     assert len(list((tmp_path / "out.work").glob("part-*.json"))) < 15
 
 

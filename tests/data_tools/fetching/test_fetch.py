@@ -267,6 +267,36 @@ def test_too_little_room_for_all_is_said_at_once(
     assert server.requests == []
 
 
+def test_a_file_of_unknown_size_may_be_as_large_as_told(
+    server: Server,
+    act: ActType,
+    facts: Facts,
+    catalogue: Any,
+    fetch: DataTools,
+    body: bytes,
+    tmp_path: Path,
+) -> None:
+    announced = act(headers={"Content-Length": "1000000001"}, cut=len(body))
+    path = catalogue(facts(server.add("/a", body, announced), body, known=False, name="a"))
+    ran = fetch(path, "--max-gb", 1)
+    assert ran.status == 1
+    assert "1,000,000,001 bytes, more than the 1,000,000,000 allowed" in ran.err
+    assert "raise --max-gb" in ran.err
+    assert not list((tmp_path / "out").glob("*.partial"))
+    fetch(path, "--max-gb", 2)
+    assert (tmp_path / "out" / "a.partial").stat().st_size == len(body), "it takes what comes"
+
+
+def test_a_silent_server_is_given_up_when_told(
+    server: Server, act: ActType, facts: Facts, catalogue: Any, fetch: DataTools, body: bytes
+) -> None:
+    silent = act(cut=1000, pause=8.0)  # then it closes, which would be another error
+    path = catalogue(facts(server.add("/a", body, silent), body, name="a"))
+    ran = fetch(path, "--timeout", 1)
+    assert ran.status == 1
+    assert "given up after 1 failures in a row: ReadTimeout" in ran.err
+
+
 def test_two_runs_do_not_share_a_folder(
     server: Server, facts: Facts, catalogue: Any, fetch: DataTools, body: bytes, tmp_path: Path
 ) -> None:

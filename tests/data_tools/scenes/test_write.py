@@ -74,7 +74,8 @@ def test_the_pickles_name_no_class(folder: Path) -> None:
         def find_class(self, module: str, name: str) -> Any:
             raise AssertionError(f"{module}.{name}")
 
-    for path in folder.glob("refs(*).p"):
+    for name in ("scenes", "phrases"):
+        path = folder / f"refs({name}).p"
         with path.open("rb") as file:
             assert file.peek(2)[:2] == b"\x80\x02"  # protocol 2
             assert Plain(file).load()

@@ -163,6 +163,43 @@ def test_a_photo_is_known_by_its_number(flickr_layout: Path) -> None:
     assert {draft.photo for draft in drafts(flickr_layout, "val")} == {"flickr30k/300"}
 
 
+@pytest.mark.parametrize(
+    "method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
+)
+def test_a_damaged_member_of_the_zip_is_one_bad_sample(
+    flickr_layout: Path, tmp_path: Path, method: int
+) -> None:
+    archive = flickr_layout / "annotations.zip"
+    with zipfile.ZipFile(archive, "w", method) as written:
+        for name in ("Annotations", "Sentences"):
+            for path in (flickr_layout / name).iterdir():
+                written.write(path, f"{name}/{path.name}")
+    (flickr_layout / "Annotations").rename(tmp_path / "away")
+    sound = archive.read_bytes()
+    with zipfile.ZipFile(archive) as opened:
+        member = opened.getinfo("Annotations/100.xml")
+    end = member.header_offset + member.compress_size + 40
+    for at in range(member.header_offset, end, 31):
+        damaged = bytearray(sound)
+        damaged[at] ^= 0x55
+        archive.write_bytes(damaged)
+        items = everything(read_flickr30k_entities(flickr_layout))
+        bad = [item for item in items if isinstance(item, Bad)]
+        assert len(bad) <= 1 and len(items) == 3, at
+        for item in bad:
+            assert (item.id, item.cause) == ("flickr30k/100", "annotation broken")
+    archive.write_bytes(
+        sound[: member.header_offset] + bytes(4) + sound[member.header_offset + 4 :]
+    )
+    items = everything(read_flickr30k_entities(flickr_layout))
+    assert Counter(type(item) for item in items) == {Draft: 2, Bad: 1}
+
+
+def test_only_a_line_feed_ends_a_sentence() -> None:
+    captions, _ = parse_sentences("A man\u2028with a\x85dog .\r\nA dog\x0b.\n")
+    assert captions == ("A man\u2028with a\x85dog .", "A dog\x0b.")
+
+
 def test_processes_may_share_an_open_zip(flickr_layout: Path, tmp_path: Path) -> None:
     numbers = range(1000, 1200)
     with zipfile.ZipFile(flickr_layout / "annotations.zip", "w", zipfile.ZIP_DEFLATED) as archive:

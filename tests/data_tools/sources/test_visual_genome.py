@@ -166,6 +166,19 @@ def test_conversion_mends_boxes_and_keeps_the_photo(
     assert "visual_genome images: published 108,077, here 3" in ran.out
 
 
+def test_the_program_leaves_parts_out(
+    layout: Layout, tmp_path: Path, data_tools: Callable[..., Any]
+) -> None:
+    command = ["convert", "visual_genome", "--root", layout.root, "--out", tmp_path / "out"]
+    ran = data_tools(*command, "--without", "regions", "objects", "attributes")
+    assert ran.status == 2
+    assert "visual_genome: --without leaves neither regions nor objects to read" in ran.err
+    assert data_tools(*command, "--without", "regions", "attributes").status == 0
+    corpus = Corpus.open(tmp_path / "out")
+    assert (corpus.manifest["counts"]["regions"], corpus.manifest["counts"]["objects"]) == (0, 3)
+    assert [region.attributes for region in corpus.record(0).regions] == [(), ()]
+
+
 def test_a_size_that_is_not_the_photos_is_a_bad_sample(
     layout: Layout, tmp_path: Path, data_tools: Callable[..., Any]
 ) -> None:

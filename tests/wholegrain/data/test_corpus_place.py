@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
@@ -20,6 +22,7 @@ from wholegrain.data.record import Record
 from wholegrain.data.sampling import ConceptSampling
 from wholegrain.data.shard import ShardWriter
 from wholegrain.data.storage import StorageConfig, StorageGone
+from wholegrain.data.storage.prefetch import Prefetcher
 from wholegrain.data.stream import EvalStream, Source, Stream
 from wholegrain.errors import DataError
 from wholegrain.text import Tokenizer
@@ -124,6 +127,80 @@ def test_a_shard_that_storage_altered_is_named(url: str, folder: Path) -> None:
     files.pipe_file(place, bytes(data))
     with pytest.raises(DataError, match=r"shard-000000_0002\.tar.*sha256"):
         Corpus.open(url).verify()
+
+
+def test_a_corpus_larger_than_the_cache_is_verified_file_by_file(
+    url: str, folder: Path, tmp_path: Path
+) -> None:
+    tars = [path.stat().st_size for path in folder.glob("*.tar")]
+    bound = (sum(tars) - max(tars)) / 1e9
+    cache = tmp_path / "small"
+    storage.configure(StorageConfig(cache=cache, cache_gb=bound, attempts=2, patience_s=2.0))
+    remote = Corpus.open(url)
+    before = len(os.listdir("/proc/self/fd"))
+    most = 0
+
+    def watch(_: str) -> None:
+        nonlocal most
+        most = max(most, len(os.listdir("/proc/self/fd")))
+
+    remote.verify(watch)
+    assert most <= before + 2  # the listing's own, and room for another thread's
+
+
+def test_storage_that_is_gone_is_no_altered_file(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    remote = Corpus.open(url)
+
+    def gone(*_: object, **__: object) -> None:
+        raise StorageGone("memory://x: the storage is gone")
+
+    monkeypatch.setattr(storage.NodeCache, "local", gone)
+    with pytest.raises(StorageGone, match="the storage is gone"):
+        remote.verify()
+
+
+def test_corpora_are_fetched_ahead_side_by_side(
+    url: str, folder: Path, tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The list of one corpus must not take the place of another's."""
+    files = fsspec.filesystem("memory")
+    urls = [f"{url}-{name}" for name in "ab"]
+    for number, other in enumerate(urls):
+        made = tmp_path / f"c{number}"
+        with ShardWriter(made, source={"converter": f"test {number}"}, max_samples=6) as writer:
+            local = Corpus.open(folder)
+            for n in range(COUNT):
+                record = replace(local.record(n), id=f"{number}/{n}")
+                writer.write(record, local.image_bytes(n), "png")
+        for path in made.iterdir():
+            files.pipe_file(f"{other.removeprefix('memory:/')}/{path.name}", path.read_bytes())
+    asked: list[list[str]] = []
+    monkeypatch.setattr(Prefetcher, "want", lambda _, files: asked.append([f.url for f in files]))
+    sources = [
+        Source(name, Corpus.open(other), 6, block=6, window=2)
+        for name, other in zip("ab", urls, strict=True)
+    ]
+    stream = Stream(
+        sources,
+        seed=1,
+        tokenizer=tokenizer,
+        augment=AugmentConfig(resolution=16),
+        sampling=ConceptSampling(),
+        stop_step=2,
+    )
+    stream.batch(0)
+    (wanted,) = asked  # one call
+    ours, theirs = ([name.startswith(f"{one}/") for name in wanted] for one in urls)
+    assert wanted and ours[0] and theirs[1]
+    assert sum(ours) + sum(theirs) == len(wanted) == len(set(wanted))
+    here = {path.name.removesuffix(".whole") for path in (tmp_path / "cache").glob("*.whole")}
+    stream.batch(1)  # what is here is not asked for again
+    digests = {
+        f"{source.corpus.path}/{shard.file}": shard.sha256
+        for source in sources
+        for shard in source.corpus.shards  # type: ignore[attr-defined]
+    }
+    assert not {digests[name] for name in asked[1]} & here
 
 
 def test_no_corpus_there(url: str) -> None:

@@ -334,14 +334,24 @@ def test_careful_refuses_to_mirror_what_speaks_of_sides(
     memory_corpus: Make, stream: Make, text: str, flipped: bool
 ) -> None:
     corpus = _directed(memory_corpus(16), text)
-    augment = AugmentConfig(resolution=32, mode="none", colour=0.0, flip="careful")
+    careful, never = (
+        AugmentConfig(resolution=32, mode="none", colour=0.0, flip=flip)
+        for flip in ("careful", "never")
+    )
     # Also where the phrase itself is not taken: another epoch takes it of the same view.
     for rules in (ConceptSampling(), ConceptSampling(max_regions=0)):
-        settings = {"augment": augment, "sampling": rules, "stop_step": 1}
-        batch = stream([Source("a", corpus, 16)], **settings).batch(0)
+        settings = {"sampling": rules, "stop_step": 1}
+        batch, plain = (
+            stream([Source("a", corpus, 16)], augment=augment, **settings).batch(0)
+            for augment in (careful, never)
+        )
+        assert batch.sample_ids == plain.sample_ids
+        mirrored = (batch.images == plain.images.flip(-1)).flatten(1).all(dim=1)
+        assert torch.equal(batch.images[~mirrored], plain.images[~mirrored])
+        assert bool(mirrored.any()) == flipped
         if rules.max_regions:
             places = batch.concept_box[batch.grain == REGION, 0]
-            assert bool((places > 0.5).any()) == flipped
+            assert torch.equal(places > 0.5, mirrored)
         assert set(batch.extras["texts"]) <= {text, "a photo"}
 
 

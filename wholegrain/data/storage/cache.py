@@ -106,9 +106,15 @@ class NodeCache:
     def prefetch(self, files: Iterable[RemoteFile]) -> None:
         """Has files fetched in the background, in this order; those asked for later come first.
 
-        Only so many wait as the settings say. An error shows when the file is needed.
+        Only so many wait as the settings say, none of them known to be here already. An error
+        shows when the file is needed.
         """
-        self._prefetcher.want(file for file in files if local_path(file.url) is None)
+        self._prefetcher.want(
+            file for file in files if local_path(file.url) is None and not self._is_here(file)
+        )
+
+    def _is_here(self, file: RemoteFile) -> bool:
+        return file.sha256 is not None and self._files.whole(file.sha256.lower()).exists()
 
     def _local(self, file: RemoteFile, patience: Patience, hold: bool) -> LocalFile:
         file, key = self._identify(file, patience)
