@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune.metrics import RESAMPLES
+from finetune.metrics import RESAMPLES, ROUNDING
 from finetune.predictions import Prediction
 from finetune.results import Evaluation, evaluate_predictions
 from finetune.samples import Expression
@@ -132,7 +132,8 @@ def _hits(candidates: Array, corners: Array, threshold: float) -> NDArray[np.int
 
     I / (A + B - I) >= t  is  I >= t / (1 + t) * (A + B): no division, no union.
     """
-    share = threshold / (1 + threshold)
+    reached = threshold - ROUNDING
+    share = reached / (1 + reached)
     x1, y1, x2, y2 = np.ascontiguousarray(corners.T)
     areas = share * (x2 - x1) * (y2 - y1)
     found = np.empty(len(candidates), dtype=np.int64)

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.grec_answers import SetPrediction, write_set_predictions
-from finetune.metrics import RESAMPLES, THRESHOLDS, Array, Summary
+from finetune.metrics import RESAMPLES, ROUNDING, THRESHOLDS, Array, Summary
 from finetune.protocols import Corners, Overlap, merged_overlap, unusable
 from finetune.sheet import ALL, Sheet
 from finetune.slices import slices_of
@@ -179,7 +179,7 @@ def f1_scores(
     pairs = merged_overlap(answers, targets, overlap).reshape(len(boxes), len(truths))
     best = _match(pairs)
     total = len(boxes) + len(truths)
-    return [2 * int(np.count_nonzero(best >= t)) / total for t in THRESHOLDS]
+    return [2 * int(np.count_nonzero(best >= t - ROUNDING)) / total for t in THRESHOLDS]
 
 
 def _match(pairs: Array) -> Array:

@@ -134,6 +134,7 @@ def training_stream(
             start_step=start,
             stop_step=stop,
             workers=data.workers,
+            pin_memory=torch.cuda.is_initialized(),
             skips=data.skips,
         )
         if ledgers is not None:

@@ -23,6 +23,9 @@ Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 THRESHOLDS = (0.5, 0.75, 0.9)
+ROUNDING = 1e-9
+"""What an overlap may lack of a threshold: an IoU of exactly 0.5 comes out a few last bits below or
+above, which must not decide a hit; no annotation is anywhere near this precise."""
 RESAMPLES = 2_000
 MAX_RESAMPLES = 1_000_000
 """What a program may ask for: memory and time grow with it; intervals settle long before."""
@@ -87,7 +90,7 @@ def overlap_marks(overlap: Array, mean: str = MEAN_IOU) -> dict[str, Array]:
         raise ValueError(
             f"{name} of expression {bad} is {overlap[bad]}; it must lie in {least:g}..1"
         )
-    hits = {accuracy_name(t): (overlap >= t).astype(np.float64) for t in THRESHOLDS}
+    hits = {accuracy_name(t): (overlap >= t - ROUNDING).astype(np.float64) for t in THRESHOLDS}
     return {**hits, mean: overlap}
 
 

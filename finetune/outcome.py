@@ -27,7 +27,7 @@ from wholegrain.report import Case, Cell, Estimate, Report, ResultTable, write_r
 from wholegrain.text import Tokenizer
 from wholegrain.train.command import Command
 from wholegrain.train.journal import METRICS
-from wholegrain.train.run_folder import environment
+from wholegrain.train.run_folder import environment, replace_text
 
 MODEL, CONSTANT = "model", "best constant box of the training set"
 NO_PHOTO, NO_WORDS = "same model, photo hidden", "same model, words hidden"
@@ -84,7 +84,7 @@ def publish(outcome: Outcome, out: Path, world: int) -> None:
         split: {name: evaluation.to_dict() for name, evaluation in measured.items()}
         for split, measured in outcome.results.items()
     }
-    (out / "results.json").write_text(json.dumps(plain, indent=1), encoding="utf-8")
+    replace_text(out / "results.json", json.dumps(plain, indent=1))
     tables = [result_table(name, m, command.line) for name, m in outcome.results.items()]
     card = Card(
         title="wholegrain, finetuned for grounding",

@@ -49,10 +49,12 @@ def train(command: Command[FinetuneConfig], engine: Engine, folder: OpenRun) -> 
     stage = grounding_stage(config, corpus, model, tokenizer, engine)
     if leak_audit:
         stage.files[STATEMENT] = leak_audit
+    folder.check()
     prepare_run_folder(folder.out, config, engine.world, write=engine.is_main)
     fit(stage, config.run, config.optim, engine, folder)
     predict = predictor(model, tokenizer, config.data.max_tokens, engine.device)
     results = measure_all(config, predict, corpus, splits, model.config.vision.image_size)
+    folder.check()
     if engine.is_main:
         outcome = Outcome(command, corpus, splits, model, tokenizer, results, leak_audit)
         publish(outcome, folder.out, engine.world)

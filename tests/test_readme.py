@@ -1,4 +1,4 @@
-"""Every command in README and docs is one that the programs understand."""
+"""Every command, configuration and call in README and docs is one that the programs understand."""
 
 from __future__ import annotations
 
@@ -11,24 +11,49 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from unittest.mock import create_autospec
 
 import pytest
+import yaml
 
-FENCE = re.compile(r"```sh\n(.*?)```", re.DOTALL)
+import wholegrain
+from finetune.config import FinetuneConfig
+from finetune.shots.config import FewShotConfig
+from pretrain.config import PretrainConfig
+from wholegrain.config import from_dict
+from wholegrain.predict import Grounder, Grounding, load
+from wholegrain.train.command import parse_command
+
+FENCE = re.compile(r"```(sh|yaml|python)\n(.*?)```", re.DOTALL)
 LAUNCHERS = ("torchrun", "accelerate", "deepspeed", "srun")
 REPOSITORY = Path(__file__).parents[1]
+# A stage's class, and the shipped config that FILE stands for.
+STAGES = {
+    "pretrain": (PretrainConfig, "configs/pretrain/4m.yaml"),
+    "finetune.refcoco": (FinetuneConfig, "configs/finetune/refcoco.yaml"),
+    "finetune.few_shot": (FewShotConfig, "configs/finetune/few_shot.yaml"),
+}
+
+
+def blocks(language: str) -> list[tuple[str, str]]:
+    """Each block of a language, with the name of its page."""
+    pages = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md"]
+    pages += sorted((REPOSITORY / "docs").glob("*.md"))
+    return [
+        (page.name, block)
+        for page in pages
+        for kind, block in FENCE.findall(page.read_text(encoding="utf-8"))
+        if kind == language
+    ]
 
 
 def documented() -> list[tuple[str, str]]:
-    pages = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md"]
-    pages += sorted((REPOSITORY / "docs").glob("*.md"))
     found = []
-    for page in pages:
-        for block in FENCE.findall(page.read_text(encoding="utf-8")):
-            for line in block.replace("\\\n", " ").splitlines():
-                command = line.split("  #")[0].strip()
-                if command and not command.startswith("#"):
-                    found.append((page.name, command))
+    for page, block in blocks("sh"):
+        for line in block.replace("\\\n", " ").splitlines():
+            command = line.split("  #")[0].strip()
+            if command and not command.startswith("#"):
+                found.append((page, command))
     return found
 
 
@@ -59,13 +84,11 @@ def check_make(arguments: list[str]) -> None:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
-def check_stage(arguments: list[str]) -> None:
-    config = arguments[arguments.index("--config") + 1]
-    assert config == "FILE" or (REPOSITORY / config).exists(), config
-    flags = {a.partition("=")[0] for a in arguments if a.startswith("--")}
-    plain = {"--config", "--dry-run", "--print-config", "--world-size", "--out", "--init"}
-    for flag in flags - plain:
-        assert "." in flag, f"{flag} is neither a flag nor an override"
+def check_stage(arguments: list[str], stage: str) -> None:
+    cls, shipped = STAGES[stage]
+    at = arguments.index("--config") + 1
+    config = REPOSITORY / arguments[at].replace("FILE", shipped)
+    parse_command(stage, "", cls, [*arguments[:at], str(config), *arguments[at + 1 :]])
 
 
 def check_parser(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
@@ -120,13 +143,16 @@ def check_benchmark(arguments: list[str], module: str) -> None:
 
 
 def check_sbatch(arguments: list[str]) -> None:
-    script = next(i for i, word in enumerate(arguments) if word.endswith(".sh"))
-    assert (REPOSITORY / arguments[script]).is_file(), arguments[script]
-    behind = arguments[script + 1 :]
-    if arguments[script] == "slurm/convert_array.sh":
+    at = next(i for i, word in enumerate(arguments) if word.endswith(".sh"))
+    script = (REPOSITORY / arguments[at]).read_text(encoding="utf-8")
+    behind = arguments[at + 1 :]
+    if arguments[at] == "slurm/convert_array.sh":
         check_data_tools(["convert", *behind])
-    else:
-        check_stage(["--config", "FILE", *behind])
+        return
+    _, _, command = script.rpartition("-m wholegrain.train.slurm -m ")
+    stage, *given, passed_on = shlex.split(command.replace("\\\n", " "))
+    assert passed_on == "$@"
+    check_stage([*given, *behind], stage)
 
 
 def check_demo(arguments: list[str]) -> None:
@@ -143,10 +169,8 @@ def check_hf(arguments: list[str]) -> None:
 
 CHECKS: dict[str, Callable[[list[str]], None]] = {
     "make": check_make,
-    "pretrain": check_stage,
-    "finetune/refcoco.py": check_stage,
-    "finetune.refcoco": check_stage,
-    "finetune.few_shot": check_stage,
+    "finetune/refcoco.py": partial(check_stage, stage="finetune.refcoco"),
+    **{stage: partial(check_stage, stage=stage) for stage in STAGES},
     "data_tools": check_data_tools,
     "wholegrain": check_wholegrain,
     "finetune.evaluate": check_evaluate,
@@ -186,3 +210,28 @@ def test_documented_command_is_understood(page: str, command: str) -> None:
 
 def test_there_are_documented_commands() -> None:
     assert len(documented()) > 10
+
+
+@pytest.mark.parametrize(("page", "block"), blocks("yaml"), ids=lambda value: value[:40])
+def test_documented_configuration_is_one(page: str, block: str) -> None:
+    assert page == "grounding.md", "say here what it is a part of"
+    least = {"data": {"train": {"path": "corpora/refcoco"}}, "init": "runs/pretrain/release"}
+    from_dict(FinetuneConfig, least | yaml.safe_load(block), page)
+
+
+@pytest.mark.parametrize(("page", "block"), blocks("python"), ids=lambda value: value[:40])
+def test_documented_python_fits_what_load_returns(
+    page: str, block: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Run with stand-ins that have the attributes and the parameters of ours, and no others."""
+    model = create_autospec(Grounder, instance=True)
+    model.ground.return_value = [create_autospec(Grounding("dog", (0, 0, 1, 1), 0.5))]
+    monkeypatch.setattr(wholegrain, "load", create_autospec(load, return_value=model))
+    names = {"wholegrain": wholegrain, "model": model, "photo": "a.jpg", "other": "b.jpg"}
+    exec(compile(block, page, "exec"), names)  # our own pages
+    assert wholegrain.load.called or model.method_calls
+
+
+def test_there_are_blocks_of_each_language() -> None:
+    assert len(blocks("yaml")) > 3
+    assert {page for page, _ in blocks("python")} >= {"README.md", "grounding.md", "release.md"}

@@ -81,6 +81,7 @@ def test_figures_follow_from_what_was_measured(record: dict[str, Any]) -> None:
 
 
 def test_price_of_regions(record: dict[str, Any]) -> None:
+    assert [found["vision"] for found in record["regions"]] == ["swin", "vit"]
     for found in record["regions"]:
         assert [row["texts"] for row in found["rows"]] == [2, 4]
         for row in found["rows"]:

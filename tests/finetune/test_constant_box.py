@@ -47,6 +47,18 @@ def test_no_worse_than_an_exhaustive_grid() -> None:
     assert found == best_constant_box(boxes)
 
 
+@pytest.mark.parametrize("place", [(0.3, 0.0), (0.0, 0.1), (0.2, 0.2), (0.4, 0.4), (0.3, 0.6)])
+def test_the_only_box_that_meets_two_by_exactly_half_is_found(place: tuple[float, float]) -> None:
+    """Rounding puts either IoU a last bit below 0.5, at one place or another."""
+    heights = np.array([0.1, 0.4])  # one of 0.2 is twice the first, and half of the second
+    x, y = place
+    boxes = np.stack([[x + 0.2] * 2, y + heights / 2, [0.4] * 2, heights], axis=1)
+    found = best_constant_box(boxes)
+    assert found.accuracy == 1.0
+    assert found.box[3] == pytest.approx(0.2)
+    assert best_constant_box(boxes, threshold=0.5 + 1e-8).accuracy == 0.5
+
+
 def _expression(name: str, size: tuple[int, int], share: float) -> Expression:
     """Its box is the left `share` of an image of this size."""
     box = (0.0, 0.0, share * size[0], float(size[1]))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pycocotools import mask as masks
 
 from finetune.conventions import CONVENTIONS
 from finetune.evaluate import evaluate_file, evaluate_set_file, main
@@ -300,6 +301,29 @@ def test_detection_from_the_command_line(
     truth = ["--task", "coco", "--truth", str(folder / "instances_val2014_100.json"), "--json"]
     assert main([str(folder / "instances_val2014_fakebbox100_results.json"), *truth]) == 0
     assert round(json.loads(capsys.readouterr().out)["AP"], 3) == 0.505
+
+
+def test_masks_are_compared_in_place_of_boxes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A detection whose box is the true one, and whose mask is half of the true mask."""
+    size = {"size": [8, 10]}
+    half = masks.frPyObjects({**size, "counts": [0, 40, 40]}, 8, 10)["counts"].decode()
+    one = {"image_id": 1, "category_id": 1, "bbox": [0, 0, 10, 8]}
+    shape = {"area": 80, "iscrowd": 0, "segmentation": {**size, "counts": [0, 80]}}
+    truth, results = tmp_path / "truth.json", tmp_path / "results.json"
+    images = [{"id": 1, "width": 10, "height": 8}]
+    kinds = [{"id": 1, "name": "cup"}]
+    layout = {"images": images, "categories": kinds, "annotations": [{"id": 1, **one, **shape}]}
+    truth.write_text(json.dumps(layout))
+    detection = {**one, "score": 0.9, "segmentation": {**size, "counts": half}}
+    results.write_text(json.dumps([detection]))
+    given = [str(results), "--task", "coco", "--truth", str(truth), "--json"]
+    for kind, precise in (("bbox", 1.0), ("segm", 0.0)):
+        assert main([*given, "--kind", kind]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert (found["kind"], found["AP75"]) == (kind, pytest.approx(precise))
+        assert found["AP50"] == pytest.approx(1.0)
 
 
 def test_both_protocols_of_flickr30k_entities(real_data: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from fractions import Fraction
 from itertools import permutations
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from finetune.grec import evaluate_sets, f1_scores
 from finetune.grec_answers import SetPrediction
 from finetune.grec_samples import SetExpression
-from finetune.protocols import Corners
+from finetune.protocols import Corners, merged_iou
 from wholegrain.errors import DataError
 
 A, B, C = (0.0, 0.0, 10.0, 10.0), (20.0, 0.0, 30.0, 10.0), (40.0, 0.0, 50.0, 10.0)
@@ -45,6 +46,13 @@ def test_f1_by_hand(
     boxes: tuple[Corners, ...], truths: tuple[Corners, ...], expected: tuple[float, ...]
 ) -> None:
     assert f1_scores(boxes, truths) == pytest.approx(list(expected), abs=1e-15)
+
+
+def test_exactly_half_is_met_on_fractional_pixels() -> None:
+    lefts = [round(0.01 * n, 2) for n in range(1000)]
+    pairs = [((x, x, x + 32, x + 32), (x, x, x + 64, x + 32)) for x in lefts]
+    assert any(merged_iou(np.array([box]), np.array([truth]))[0] < 0.5 for box, truth in pairs)
+    assert {f1_scores((box,), (truth,))[0] for box, truth in pairs} == {1.0}
 
 
 def test_the_best_pair_goes_first_as_in_the_benchmark() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from finetune.config import BoxLossConfig, FinetuneConfig
+from finetune.config import FinetuneConfig
 from finetune.evaluation import load_batch
 from finetune.grounding import GroundingModule, predictor, training_stream
 from finetune.samples import corpus_expressions
@@ -251,5 +251,13 @@ def test_a_text_without_words_is_answered(
     torch.testing.assert_close(boxes[1:], others, atol=1e-2, rtol=0)
 
 
-def test_weights_have_defaults_that_learn() -> None:
-    assert min(BoxLossConfig().l1, BoxLossConfig().giou) > 0
+def test_a_step_with_the_default_weights_moves_the_whole_head(tiny_finetune: Settings) -> None:
+    assert "loss" not in tiny_finetune
+    module, losses = forward(started(tiny_finetune))
+    expected = losses["box_l1"] + losses["box_giou"] + 0.5 * losses["box_vote"]
+    torch.testing.assert_close(losses["loss"], expected)
+    head = dict(module.model.box_head.named_parameters())
+    before = {name: value.clone() for name, value in head.items()}
+    losses["loss"].backward()
+    torch.optim.SGD(module.parameters(), lr=0.1).step()
+    assert [name for name, value in head.items() if torch.equal(value, before[name])] == []

@@ -2,14 +2,15 @@
 
 import json
 import os
-import subprocess
 import sys
 
 import pytest
 import torch
 from torch import Tensor
 
+from finetune.config import BoxLossConfig
 from tests.finetune import grounding_ranks as program
+from tests.programs import run_program
 
 WORLDS = [[1, 4], [2, 3], [1, 1, 1, 2]]
 Found = dict[str, Tensor]
@@ -23,9 +24,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, Found
     folder = tmp_path_factory.mktemp("ranks")
     command = [sys.executable, program.__file__, json.dumps(WORLDS), str(folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, env=environment, check=False
-    )
+    done = run_program(command, timeout_s=300, env=environment)
     assert done.returncode == 0, done.stderr
     return [
         [torch.load(folder / str(world) / f"{rank}.pt") for rank in range(len(divided))]
@@ -50,7 +49,27 @@ def test_every_expression_counts_alike_on_any_rank(
         )
 
 
-def test_the_budget_is_felt() -> None:
-    whole = program.take("scan", range(5))
-    assert whole["budget"] > 1e-3
-    assert whole["model.fusion.selector.four.weight"].abs().max() > 0
+def test_the_budget_is_felt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the squared distance of the share read from `budget_share`, and moves the selector."""
+
+    def step(weights: BoxLossConfig) -> tuple[Found, Tensor, Tensor]:
+        """Losses, gates (T, 1) of the finer scale, and the gradient of what chooses its patches."""
+        module, seen = program.build("scan"), []
+        fuse = module.model.fuse_texts
+        monkeypatch.setattr(module, "weights", weights)
+        monkeypatch.setattr(
+            module.model, "fuse_texts", lambda *given: seen.append(fuse(*given)) or seen[0]
+        )
+        losses = module(program.batch_of(range(len(program.EXPRESSIONS))))
+        losses["loss"].backward()
+        gradient = dict(module.named_parameters())["model.fusion.selector.four.weight"].grad
+        return losses, seen[0].gates.detach(), gradient
+
+    losses, gates, gradient = step(BoxLossConfig(budget=3.0, budget_share=0.25))
+    read = gates.mean()
+    assert read > 0.5
+    torch.testing.assert_close(losses["budget"], (read - 0.25).square())
+    plain, _, without = step(BoxLossConfig(budget=0.0))
+    assert "budget" not in plain
+    torch.testing.assert_close(losses["loss"], plain["loss"] + 3 * losses["budget"])
+    assert gradient.abs().max() > 100 * without.abs().max()  # the boxes move it, too, but hardly

@@ -6,16 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from finetune.config import FinetuneConfig
 from finetune.evaluate import evaluate_file
+from finetune.evaluation import evaluate
+from finetune.grounding import predictor
 from finetune.predict import main
 from finetune.start import starting_model
 from wholegrain.config import from_dict
 from wholegrain.data.corpus import Corpus
 from wholegrain.errors import ConfigError, DataError, ReleaseError
+from wholegrain.hub.additions import save_additions
 from wholegrain.hub.card import Card
-from wholegrain.hub.release import save_release
+from wholegrain.hub.release import load_release, save_release
+from wholegrain.model.config import MlpBoxHead
 
 
 def test_every_expression_is_answered_once(
@@ -30,6 +35,24 @@ def test_every_expression_is_answered_once(
     lines = out.read_text().splitlines()
     assert len(lines) == found.summary().expressions > 8
     assert found.summary().images == 8
+
+
+def test_additions_answer_in_place_of_what_their_base_has(
+    pretrained: Any, tiny_corpora: Any, tmp_path: Path
+) -> None:
+    base = pretrained.out / "release"
+    model, tokenizer, info = load_release(base)
+    model.new_box_head(MlpBoxHead())
+    additions = save_additions(tmp_path / "additions", model, base)
+    corpus = Corpus.open(tiny_corpora.expressions).select("test")
+    predict = predictor(model, tokenizer, info.extras["max_tokens"], torch.device("cpu"))
+    expected = evaluate(predict, corpus, resolution=model.config.vision.image_size)
+    plain, ours = tmp_path / "plain.jsonl", tmp_path / "ours.jsonl"
+    given = ["--model", str(base), "--corpus", str(tiny_corpora.expressions), "--split", "test"]
+    assert main([*given, "--out", str(plain)]) == 0
+    assert main([*given, "--out", str(ours), "--additions", str(additions)]) == 0
+    written = expected.write(tmp_path / "expected.jsonl").read_text()
+    assert ours.read_text() == written != plain.read_text()
 
 
 def test_object_names_are_another_question(

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from finetune.metrics import overlap_marks
 from finetune.protocols import any_iou, any_overlap, merged_iou, merged_overlap, unusable
 
 SQUARE = (0.0, 0.0, 10.0, 10.0)
@@ -19,11 +20,15 @@ def test_iou_of_known_boxes() -> None:
 
 
 def test_exactly_half_is_half() -> None:
-    """`IoU >= 0.5` is decided by float64 on fractional pixels, so 0.5 must not come out below."""
+    """On fractional pixels float64 leaves some a last bit below 0.5, which decides no hit."""
     left = np.random.default_rng(0).uniform(0, 500, 1000).round(2)
     truth = np.stack([left, left, left + 64, left + 32], axis=1)
     half = np.stack([left, left, left + 32, left + 32], axis=1)
-    assert np.abs(merged_iou(half, truth) - 0.5).max() < 1e-12
+    iou = merged_iou(half, truth)
+    assert np.abs(iou - 0.5).max() < 1e-12
+    assert (iou < 0.5).any()
+    assert overlap_marks(iou)["acc@0.5"].all()
+    assert not overlap_marks(iou - 1e-8)["acc@0.5"].any()
 
 
 def test_rounding_never_exceeds_one() -> None:

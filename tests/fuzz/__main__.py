@@ -55,7 +55,11 @@ def _engine(target: str, flags: list[str]) -> int:
 
     with atheris.instrument_imports(include=["wholegrain.data", "data_tools.sources"]):
         module = _module(target)
-    atheris.Setup([f"fuzz_{target}", *flags], module.check)
+
+    def one_input(data: bytes) -> None:
+        module.check(data)
+
+    atheris.Setup([f"fuzz_{target}", *flags], one_input)
     atheris.Fuzz()
     return 0
 

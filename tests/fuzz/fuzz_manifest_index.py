@@ -36,21 +36,23 @@ def seeds() -> list[bytes]:
     return [bytes((number,)) + sound[name] for number, name in enumerate(FILES)]
 
 
-def check(data: bytes) -> None:
-    """Raises AssertionError, or whatever opening and reading must not."""
+def check(data: bytes) -> bool:
+    """Whether it is accepted; raises AssertionError, or whatever opening and reading must not."""
     folder, sound = _corpus()
     name = FILES[data[0] % len(FILES)] if data else FILES[0]
     path = folder / name
     path.write_bytes(data[1:])
     try:
-        _read(folder)
+        return _read(folder)
     except DataError as error:
         assert len(str(error)) < 5000
+        return False
     finally:
         path.write_bytes(sound[name])
 
 
-def _read(folder: Path) -> None:
+def _read(folder: Path) -> bool:
+    accepted = True
     corpus = Corpus.open(folder)
     for view in (corpus, *(corpus.select(split) for split in corpus.splits)):
         for number in range(min(len(view), 4)):
@@ -59,4 +61,5 @@ def _read(folder: Path) -> None:
                 view.record(number)
                 view.image_bytes(number)
             except DataError:
-                continue
+                accepted = False
+    return accepted

@@ -10,7 +10,15 @@ import pytest
 
 from wholegrain.data.index_file import INDEX_DTYPE
 
-TARGETS = ("record", "tar", "image_header", "decode", "refer_pickle", "manifest_index")
+ACCEPTED = {
+    "record": 5,
+    "tar": 6,  # all but the two with a link
+    "image_header": 17,  # all but the GIF and the page
+    "decode": 17,
+    "refer_pickle": 7,
+    "manifest_index": 3,
+}
+"""Seeds that each target's reader takes: from those that it refuses at once nothing is learnt."""
 CHANGED = 300
 
 PALETTE_WITHOUT_COLOURS = (
@@ -54,7 +62,17 @@ def _failed_once(target: str, seeds: list[bytes]) -> list[bytes]:
     return []
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", ACCEPTED)
+def test_readers_take_the_seeds(target: str) -> None:
+    module = importlib.import_module(f"tests.fuzz.fuzz_{target}")
+    assert sum(map(module.check, module.seeds())) == ACCEPTED[target]
+
+
+def test_every_target_is_tested() -> None:
+    assert set(ACCEPTED) == set(importlib.import_module("tests.fuzz.__main__").TARGETS)
+
+
+@pytest.mark.parametrize("target", ACCEPTED)
 def test_nothing_but_documented_errors(target: str) -> None:
     module = importlib.import_module(f"tests.fuzz.fuzz_{target}")
     mutated = importlib.import_module("tests.fuzz.mutate").mutated

@@ -118,9 +118,12 @@ def _has_local_layers(case: Case) -> bool:
 def test_image_sequences_of_the_slow_reference(case: Case, kind: str) -> None:
     """The library's own reference keeps every patch, those outside of a region too."""
     expected = case.folder.expected(kind)
-    for name, actual in library.slow_sequences(case.model, case.folder.batch(kind)).items():
-        if name in expected:
-            assert _error(actual, expected[name]) <= RELATIVE, name
+    found = library.slow_sequences(case.model, case.folder.batch(kind))
+    compared = found.keys() & expected.keys()
+    must = {"image_embeds"} | ({"image_embeds_full"} if kind == "region" else set())
+    assert compared >= must, f"the folder does not record {must - compared}"
+    for name in compared:
+        assert _error(found[name], expected[name]) <= RELATIVE, name
 
 
 @KINDS
@@ -169,9 +172,9 @@ def test_gradients(case: Case, kind: str) -> None:
         if not error <= GRADIENT:
             wrong[name] = f"{error.item():.2e}"
     assert not wrong
-    norm = torch.stack([gradient.norm() for gradient in found.values()]).norm().item()
-    expected_norm = case.facts["losses"][kind].get("grad_norm", norm)
-    assert norm == pytest.approx(expected_norm, rel=RELATIVE)
+    if "grad_norm" in case.facts["losses"][kind]:
+        norm = torch.stack([gradient.norm() for gradient in found.values()]).norm().item()
+        assert norm == pytest.approx(case.facts["losses"][kind]["grad_norm"], rel=RELATIVE)
 
 
 def test_parameter_groups(case: Case) -> None:

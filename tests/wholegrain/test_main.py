@@ -8,14 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from wholegrain.__main__ import main
 from wholegrain.errors import run_cli
+from wholegrain.hub.additions import save_additions
 from wholegrain.hub.card import Card
-from wholegrain.hub.release import save_release
-from wholegrain.model.config import ModelConfig
+from wholegrain.hub.release import load_release, save_release
+from wholegrain.model.config import MlpBoxHead, ModelConfig
 from wholegrain.model.multigrain import MultiGrainModel
+from wholegrain.predict import Grounder
 from wholegrain.text import Tokenizer
 
 
@@ -58,6 +61,26 @@ def test_ground_prints_a_line_an_expression(
     assert main(["ground", photo, "the dog", "cat", "--model", release, "--device", "cpu"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 and lines[0].endswith("  the dog")
+
+
+def test_ground_takes_what_finetuning_added(
+    release: str, photo: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, tokenizer, _ = load_release(release)
+    model.new_box_head(MlpBoxHead(layers=2))
+    torch.manual_seed(0)
+    for parameter in model.box_head.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    additions = save_additions(tmp_path / "additions", model, release)
+    command = ["ground", photo, "the dog", "--model", release, "--device", "cpu", "--json"]
+
+    def box(*more: str) -> list[float]:
+        assert main([*command, *more]) == 0
+        return json.loads(capsys.readouterr().out)[0]["box"]
+
+    (expected,) = Grounder(model, tokenizer, device="cpu").ground(photo, ["the dog"])
+    assert box("--additions", str(additions)) == pytest.approx(expected.box, abs=0.01)
+    assert box() != pytest.approx(expected.box, abs=1)
 
 
 @pytest.mark.parametrize(

@@ -256,6 +256,7 @@ def test_load_answers_as_the_saved_model_did(tmp_path: Path, make: Callable[...,
 
 def test_real_photos(plain: Grounder, real_data: Path) -> None:
     photos = sorted((real_data / "refcoco_native" / "images").glob("*.jpg"))[:5]
+    assert len(photos) == 5
     for photo in photos:
         width, height = Image.open(photo).size
         for one in plain.ground(photo, TEXTS):

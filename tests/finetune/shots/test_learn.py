@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,20 +60,23 @@ def test_the_rate_falls_by_a_cosine() -> None:
     assert learning_rate(SgdConfig(epochs=1), 0) == 0.0015  # one epoch: no decay at all
 
 
-def test_two_steps_are_those_of_a_plain_loop(host: Encoders, lesson: Lesson) -> None:
+def test_two_epochs_are_those_of_a_plain_loop(host: Encoders, lesson: Lesson) -> None:
+    optim = replace(SGD, epochs=2)
     encoders, expected = host.adapted(ADAPTER, 1), host.adapted(ADAPTER, 1)
-    losses = learn(encoders, lesson, SGD, seed=9)
+    losses = learn(encoders, lesson, optim, seed=9)
 
     parameters = list(expected.adapters.parameters())
     velocity = [torch.zeros_like(each) for each in parameters]
     ids = expected.tokens(lesson.prompts)
-    seen = []
-    for batch in epoch_plan(8, 4, ("colours", 9, 0)):
+    seen: list[list[float]] = [[], []]
+    steps = [(epoch, b) for epoch in range(2) for b in epoch_plan(8, 4, ("colours", 9, epoch))]
+    assert len(steps) == 4
+    for epoch, batch in steps:
+        rate = learning_rate(optim, epoch)
+        paths = [lesson.folder / lesson.items[n].path for n in batch]
+        views = [("colours", 9, epoch, n) for n in batch]
         pixels = torch.stack(
-            [
-                random_view(lesson.folder / lesson.items[n].path, 16, ("colours", 9, 0, n))
-                for n in batch
-            ]
+            [random_view(path, 16, view) for path, view in zip(paths, views, strict=True)]
         )
         target = torch.tensor([lesson.items[n].label for n in batch])
         images, texts = expected.image_vectors(pixels), expected.text_vectors(ids)
@@ -81,9 +85,9 @@ def test_two_steps_are_those_of_a_plain_loop(host: Encoders, lesson: Lesson) -> 
         with torch.no_grad():
             for parameter, gradient, v in zip(parameters, gradients, velocity, strict=True):
                 v.mul_(0.9).add_(gradient + 5e-4 * parameter)
-                parameter.sub_(0.01 * v)
-        seen.append(float(loss.detach()))
-    assert losses == pytest.approx([sum(seen) / 2], rel=1e-5)
+                parameter.sub_(rate * v)
+        seen[epoch].append(float(loss.detach()))
+    assert losses == pytest.approx([sum(each) / 2 for each in seen], rel=1e-5)
     for name, value in encoders.adapters.state_dict().items():
         assert torch.allclose(value, expected.adapters.state_dict()[name], atol=1e-6), name
 

@@ -96,6 +96,7 @@ def test_an_altered_file_is_named(
 def test_an_existing_folder_stays(tmp_path: Path, base: Path, finetuned: MultiGrainModel) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "mine").touch()
-    with pytest.raises(ReleaseError, match="a"):
+    stays = rf"^{tmp_path}/a: exists and holds no additions\.json.*choose another path$"
+    with pytest.raises(ReleaseError, match=stays):
         save_additions(tmp_path / "a", finetuned, base, overwrite=True)
     assert (tmp_path / "a" / "mine").exists()
