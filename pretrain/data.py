@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
+import torch
+
 from pretrain.config import CorpusConfig, DataConfig, PretrainConfig
 from pretrain.foreign import Capacity
 from pretrain.inputs import mark_hidden
@@ -46,14 +48,13 @@ class PretrainData:
     def stream(self, start: int, stop: int, rank: int, world: int) -> Iterator[ConceptBatch]:
         """A rank's parts `start` .. `stop` - 1 of the global batches."""
         stream = self._stream(self.sources, start, stop, rank, world, self._budget(world))
-        boxes = self._has_boxes()
-        return (mark_hidden(batch, self.grid, boxes) for batch in stream)
+        return self._ready(stream, self._has_boxes())
 
     def region_stream(self, start: int, stop: int, rank: int, world: int) -> Iterator[ConceptBatch]:
         """A rank's parts `start` .. `stop` - 1 of the global batches of regions."""
         budget = self._region_budget(world)
         stream = self._stream(self.region_sources, start, stop, rank, world, budget)
-        return (mark_hidden(batch, self.grid) for batch in stream)
+        return self._ready(stream)
 
     def validation_stream(
         self, rank: int, world: int, batch_size: int = 32
@@ -73,7 +74,7 @@ class PretrainData:
             world=world,
             limit=data.validation_images,
         )
-        return (mark_hidden(batch, self.grid) for batch in stream)
+        return self._ready(stream)
 
     def capacity(self, world: int) -> Capacity:
         """The most that a rank's part of any batch can hold."""
@@ -131,6 +132,17 @@ class PretrainData:
         )
         self.ledgers.append(stream.ledger)
         return stream
+
+    def _ready(self, batches: Iterable[ConceptBatch], boxes: bool = True) -> Iterator[ConceptBatch]:
+        """Counts what the host must know, and page-locks what a GPU will fetch.
+
+        From other memory `to(device, non_blocking=True)` waits for all that the device has still to
+        do. The streams' own `pin_memory` comes too early: what is counted here moves as well.
+        """
+        for batch in batches:
+            marked = mark_hidden(batch, self.grid, boxes)
+            # Where the model is on a GPU, CUDA is in use by the time that its first batch is made.
+            yield marked.pin_memory() if torch.cuda.is_initialized() else marked
 
     def _budget(self, world: int) -> ConceptBudget | None:
         most = self.config.data.max_concepts

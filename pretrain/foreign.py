@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pretrain.inputs import ConceptInputs
 from wholegrain.model.concepts import VisualConcepts
+from wholegrain.model.indexing import take
 from wholegrain.model.packing import Packing
 from wholegrain.objectives.gather import fetch_rows, gathered_index
 from wholegrain.objectives.matching import Negatives
@@ -55,8 +56,8 @@ def fetch_negatives(
     texts = inputs.texts
     column = torch.arange(capacity.tokens, device=states.device)
     place = texts.starts[:, None] + torch.minimum(column, texts.lengths[:, None] - 1)
-    padded = states.index_select(0, place.flatten()).view(*place.shape, -1)
-    text_states, lengths = fetch_rows([padded, texts.lengths], negatives.text, capacity.concepts)
+    rows = [take(states, place), texts.lengths]
+    text_states, lengths = fetch_rows(rows, negatives.text, capacity.concepts)
     # Regions of a ViT with local blocks bring patches of their own.
     most = capacity.images + (capacity.concepts if concepts.base is not None else 0)
     cls, mask, row = fetch_rows(

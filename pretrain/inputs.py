@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -61,7 +64,7 @@ class ConceptInputs:
     image_key: Tensor | None = None
     """(C,) tells images apart across ranks; None lets all be each other's negatives."""
     text_key: Tensor | None = None
-    """(C,) tells texts apart."""
+    """(C,) tells texts apart as the model does, by their tokens."""
 
 
 def inputs_of(
@@ -114,7 +117,7 @@ def mark_hidden(
     row = torch.searchsorted(starts, place, right=True) - 1
     counts = torch.bincount(row, minlength=len(lengths))
     boxed = (batch.grain != IMAGE).nonzero().squeeze(1)
-    images = torch.tensor([_key(name) for name in batch.sample_ids], dtype=torch.long)
+    images = [stable_key(name) for name in batch.sample_ids]
     extras = {
         **batch.extras,
         "hidden_row": row,
@@ -124,8 +127,8 @@ def mark_hidden(
         "most_hidden": int(counts.max()) if len(counts) else 0,
         "boxed": boxed if boxes else None,
         "boxed_tokens": int(lengths[boxed].sum()) if boxes else 0,
-        "image_key": images[batch.concept_image],
-        "text_key": torch.tensor([_key(t) for t in batch.extras["texts"]], dtype=torch.long),
+        "image_key": _keys(images)[batch.concept_image],
+        "text_key": _keys(_text_keys(batch.tokens, batch.cu_seqlens)),
     }
     if grid is not None:
         mask = box_mask(batch.concept_box, grid)
@@ -138,5 +141,19 @@ def mark_hidden(
     return batch
 
 
-def _key(text: str) -> int:
-    return 1 + stable_key(text) % (2**62)
+def _text_keys(tokens: Tensor, cu_seqlens: Tensor) -> list[int]:
+    """A key of each text's own tokens, before any is hidden: the same on every machine.
+
+    Not of its words: the model sees them in lower case, without punctuation and cut, and texts that
+    are one to it must not be each other's negatives.
+    """
+    ids = tokens.numpy().astype("<i8")
+    return [
+        int.from_bytes(hashlib.blake2b(ids[start:end], digest_size=8).digest(), "little")
+        for start, end in pairwise(cu_seqlens.tolist())
+    ]
+
+
+def _keys(numbers: Iterable[int]) -> Tensor:
+    """Positive int64; 0 is no one's."""
+    return torch.tensor([1 + number % 2**62 for number in numbers], dtype=torch.long)

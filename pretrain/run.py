@@ -56,8 +56,10 @@ def train(command: Command[PretrainConfig], engine: Engine, folder: OpenRun) -> 
     """The whole run, in a folder that it holds."""
     config, data, model = prepare(command.config, engine, folder.begin)
     stage = pretraining_stage(config, data, model, engine)
+    folder.check()
     prepare_run_folder(folder.out, config, engine.world, write=engine.is_main)
     fit(stage, config.run, config.optim, engine, folder)
+    folder.check()
     if engine.is_main:
         finish(command, config, data, model, folder.out, engine.world)
 

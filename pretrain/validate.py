@@ -70,16 +70,17 @@ def validate(
     Returns:
         ``match_accuracy`` over positives and drawn negatives, ``masked_token_accuracy``,
         ``box_acc@0.5_region`` and ``_object``, ``box_iou``, ``image_to_text_r@1`` and
-        ``text_to_image_r@1`` among whole images and their captions, and the losses. Losses,
-        accuracies and overlap also by grain, as ``matching/region``: the mean over all terms of
-        that grain. A figure of which there is nothing is left out.
+        ``text_to_image_r@1`` among whole images and their captions, and the losses, each the mean
+        over its terms in all batches. Losses, accuracies and overlap also by grain, as
+        ``matching/region``: the mean over the terms of that grain. A figure of which there is
+        nothing is left out.
     """
     seen: list[_Seen] = []
     state = torch.get_rng_state()
     for batch in batches:
         # By batch, not by rank: the negatives must not depend on who measures it.
         torch.manual_seed(_SEED + batch.extras["step"])
-        batch = batch.to(device)
+        batch = batch.to(device, non_blocking=True)
         inputs = inputs_of(batch, model, options)
         outputs = run_objectives(model, inputs, options)
         tally = Tally()
@@ -102,10 +103,10 @@ def _observe(
     tally: Tally, outputs: Outputs, batch: ConceptBatch, row: Tensor, label: Tensor
 ) -> None:
     """Adds what a batch showed, whose hidden words are `label` (K,) of concepts `row` (K,)."""
-    for name, loss in outputs.losses.items():
-        tally.add(name, loss[None].expand(batch.num_images))
     grain = batch.grain.cpu()
     for name, terms in outputs.terms.items():
+        # Not the batch's own mean, which is 0 where nothing was measured.
+        tally.add(name, terms.values if terms.counted is None else terms.values[terms.counted])
         _by_grain(tally, name, terms, grain)
     own = torch.arange(batch.num_concepts, device=row.device)
     valid = outputs.negatives.valid

@@ -63,16 +63,25 @@ def clip_xyxy(boxes: Tensor, width: Tensor | float, height: Tensor | float) -> T
     return torch.minimum(boxes.clamp(min=0), limit)
 
 
+def _product(sides: Tensor) -> Tensor:
+    """Width times height (...,) of (..., 2).
+
+    Not `prod`, whose gradient looks for zeros and so makes the host wait for the device.
+    """
+    width, height = sides.unbind(dim=-1)
+    return width * height
+
+
 def area(boxes: Tensor) -> Tensor:
     """Area (...,) of corner boxes; an inverted box has area 0."""
-    return (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(dim=-1)
+    return _product((boxes[..., 2:] - boxes[..., :2]).clamp(min=0))
 
 
 def intersection(a: Tensor, b: Tensor) -> Tensor:
     """Area (...,) that two corner boxes share; broadcasts."""
     low = torch.maximum(a[..., :2], b[..., :2])
     high = torch.minimum(a[..., 2:], b[..., 2:])
-    return (high - low).clamp(min=0).prod(dim=-1)
+    return _product((high - low).clamp(min=0))
 
 
 def iou(a: Tensor, b: Tensor) -> Tensor:
@@ -96,7 +105,7 @@ def generalized_iou(a: Tensor, b: Tensor) -> Tensor:
     union = area(a) + area(b) - shared
     low = torch.minimum(a[..., :2], b[..., :2])
     high = torch.maximum(a[..., 2:], b[..., 2:])
-    hull = (high - low).clamp(min=0).prod(dim=-1)
+    hull = _product((high - low).clamp(min=0))
     return shared / union.clamp(min=_TINY) - (hull - union) / hull.clamp(min=_TINY)
 
 
@@ -119,17 +128,19 @@ def box_mask(boxes: Tensor, grid: tuple[int, int]) -> Tensor:
         bool (C, rows * columns), row-major.
     """
     rows, columns = grid
-    corners = cxcywh_to_xyxy(boxes)
+    left, top, right, bottom = cxcywh_to_xyxy(boxes).unbind(dim=-1)
+    in_column, in_row = _touched(left, right, columns), _touched(top, bottom, rows)
+    return (in_row[:, :, None] & in_column[:, None, :]).flatten(1)
+
+
+def _touched(low: Tensor, high: Tensor, count: int) -> Tensor:
+    """Which of `count` places in a row each span (C,) of the unit length touches: bool (C, count).
+
+    Limits are numbers of the host: a tensor made of them on a GPU would make the host wait.
+    """
     # A box edge that lies on a patch border must not spill over by a rounding error of the unit
     # conversion, so the edges are compared at a thousandth of a patch.
-    sides = corners.new_tensor([columns, rows, columns, rows])
-    edges = corners * sides
-    first = torch.floor(edges[:, :2] + 1e-3).long().clamp(min=0)
-    first = torch.minimum(first, torch.tensor([columns - 1, rows - 1], device=boxes.device))
-    last = torch.ceil(edges[:, 2:] - 1e-3).long()
-    last = torch.maximum(last, first + 1)
-    column = torch.arange(columns, device=boxes.device)
-    row = torch.arange(rows, device=boxes.device)
-    in_column = (column >= first[:, :1]) & (column < last[:, :1])
-    in_row = (row >= first[:, 1:]) & (row < last[:, 1:])
-    return (in_row[:, :, None] & in_column[:, None, :]).flatten(1)
+    first = torch.floor(low * count + 1e-3).long().clamp(min=0, max=count - 1)
+    last = torch.maximum(torch.ceil(high * count - 1e-3).long(), first + 1)
+    place = torch.arange(count, device=low.device)
+    return (place >= first[:, None]) & (place < last[:, None])

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from wholegrain import boxes as B
 
@@ -143,6 +145,51 @@ def test_generalized_iou_pulls_boxes_together() -> None:
     assert a.grad[2] > 0, "moving the right side towards the target helps"
 
 
+def by_prod(a: Tensor, b: Tensor) -> Tensor:
+    """GIoU as it is written down, with `prod` over the sides."""
+
+    def area(low: Tensor, high: Tensor) -> Tensor:
+        return (high - low).clamp(min=0).prod(dim=-1)
+
+    (a_low, a_high), (b_low, b_high) = ((each[..., :2], each[..., 2:]) for each in (a, b))
+    shared = area(torch.maximum(a_low, b_low), torch.minimum(a_high, b_high))
+    union = area(a_low, a_high) + area(b_low, b_high) - shared
+    hull = area(torch.minimum(a_low, b_low), torch.maximum(a_high, b_high))
+    return shared / union.clamp(min=1e-9) - (hull - union) / hull.clamp(min=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["overlapping", "apart", "empty and inverted"])
+def test_generalized_iou_has_the_values_and_gradients_of_prod(kind: str) -> None:
+    torch.manual_seed(0)
+    corners = B.cxcywh_to_xyxy(torch.rand(500, 4) * 0.1 + 0.4)
+    other = corners.flip(0) + (5 * torch.rand(500, 1) if kind == "apart" else 0)
+    if kind == "empty and inverted":
+        corners = torch.rand(500, 4)
+        corners[::5, 2] = corners[::5, 0]
+    found, gradients = [], []
+    for way in (B.generalized_iou, by_prod):
+        a, b = corners.clone().requires_grad_(), other.clone().requires_grad_()
+        found.append(way(a, b))
+        found[-1].sum().backward()
+        gradients.append(torch.cat([a.grad, b.grad]))  # type: ignore[list-item]
+    assert torch.equal(*found)
+    # `prod` divides the product by a side to have the other, and so rounds it twice.
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-5)
+
+
+def test_generalized_iou_looks_at_no_value() -> None:
+    from torch.profiler import profile
+
+    a = torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.5, 0.5, 0.4, 0.6]], requires_grad=True)
+    looks = []
+    for way in (B.generalized_iou, by_prod):
+        with profile() as seen:
+            way(a, a.detach().flip(0)).sum().backward()
+        looks.append([e for e in seen.key_averages() if e.key == "aten::_local_scalar_dense"])
+    assert looks[1], "the check notices one"
+    assert not looks[0]
+
+
 def test_merge() -> None:
     merged = B.merge(torch.tensor([[1.0, 5, 3, 7], [0, 6, 2, 9], [2, 5, 4, 6]]))
     assert merged.tolist() == [0, 5, 4, 9]
@@ -190,3 +237,52 @@ def test_box_mask_of_everything_and_of_nothing() -> None:
 def test_box_mask_is_row_major_on_unequal_grids() -> None:
     top_right = B.xyxy_to_cxcywh(torch.tensor([[0.8, 0.0, 1.0, 0.3]]))
     assert B.box_mask(top_right, (2, 5))[0].nonzero().flatten().tolist() == [4]
+
+
+class FromLists(TorchFunctionMode):
+    """Notes tensors that are made of Python lists, which on a GPU make the host wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func in (torch.tensor, torch.as_tensor, Tensor.new_tensor):
+            self.found.append(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def test_box_mask_copies_nothing_to_its_device() -> None:
+    boxes = torch.rand(5, 4)
+    with FromLists() as made:
+        B.box_mask(boxes, (3, 5))
+    assert made.found == []
+    with FromLists() as made:
+        boxes.new_tensor([1, 2])
+        torch.tensor([1, 2])
+    assert made.found == ["new_tensor", "tensor"], "the check notices both"
+
+
+def by_tables(boxes: Tensor, rows: int, columns: int) -> Tensor:
+    """X-VLM's rule for both directions at once, with the limits in tensors."""
+    edges = B.cxcywh_to_xyxy(boxes) * boxes.new_tensor([columns, rows, columns, rows])
+    first = torch.floor(edges[:, :2] + 1e-3).long().clamp(min=0)
+    first = torch.minimum(first, torch.tensor([columns - 1, rows - 1]))
+    last = torch.maximum(torch.ceil(edges[:, 2:] - 1e-3).long(), first + 1)
+    column, row = torch.arange(columns), torch.arange(rows)
+    in_column = (column >= first[:, :1]) & (column < last[:, :1])
+    in_row = (row >= first[:, 1:]) & (row < last[:, 1:])
+    return (in_row[:, :, None] & in_column[:, None, :]).flatten(1)
+
+
+@pytest.mark.parametrize("grid", [(7, 7), (14, 14), (3, 5), (1, 1), (24, 37)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_box_mask_equals_that_of_tables(grid: tuple[int, int], dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    anywhere = torch.rand(2000, 4) * 2 - 0.5
+    on_borders = torch.randint(0, 29, (2000, 4)) / 28
+    boxes = torch.cat([anywhere, on_borders]).to(dtype)
+    assert torch.equal(B.box_mask(boxes, grid), by_tables(boxes, *grid))
+    assert B.box_mask(boxes[:0], grid).shape == (0, grid[0] * grid[1])

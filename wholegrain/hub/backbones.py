@@ -22,7 +22,7 @@ from wholegrain.errors import CheckpointError, ConfigError
 from wholegrain.hub import import_bert, import_detr, import_vision
 from wholegrain.hub.backbone_files import Mapped, WeightFile, read_weights
 from wholegrain.hub.resize import resize_bias_table, resize_positions
-from wholegrain.model.config import ModelConfig, VisionConfig, VitVision
+from wholegrain.model.config import ModelConfig, TextConfig, VisionConfig, VitVision
 from wholegrain.model.multigrain import MultiGrainModel
 from wholegrain.model.weights import distinct
 
@@ -52,6 +52,7 @@ _SIZES = {
 }
 _XVLM = re.compile(r"^(vision_encoder|text_encoder)\.")
 _SHOWN = 4
+_NO_SETTING = "no setting changes it; take another file"
 
 
 @dataclass(frozen=True)
@@ -296,12 +297,8 @@ def _check_description(file: WeightFile, wanted: str, config: ModelConfig) -> tu
     if not isinstance(described, Mapping):
         return ()
     part = config.text if wanted == "text" else config.vision
-    activation = {"clip": "quick_gelu", "detr": "relu"}.get(wanted, "gelu")
-    act_key = "activation_function" if wanted == "detr" else "hidden_act"
     head_key = "encoder_attention_heads" if wanted == "detr" else "num_attention_heads"
-    checks: list[tuple[str, Any, str]] = [
-        (act_key, activation, "no setting changes it; take another file")
-    ]
+    checks = [_activation_check(described, wanted, part)]
     if wanted != "swin":  # whose tables show the heads
         field_name = "text.heads" if wanted == "text" else "vision.heads"
         checks.append((head_key, getattr(part, "heads", None), f"set {field_name} to the file's"))
@@ -318,6 +315,20 @@ def _check_description(file: WeightFile, wanted: str, config: ModelConfig) -> tu
     if theirs != eps:
         return (f"layer norms were trained with epsilon {theirs}, here it is {eps}",)
     return ()
+
+
+def _activation_check(
+    described: Mapping[str, Any], wanted: str, part: TextConfig | VisionConfig
+) -> tuple[str, Any, str]:
+    """The key of the activation, the model's own, and the remedy where the file's is another."""
+    if wanted == "detr":
+        return "activation_function", "relu", _NO_SETTING
+    key = "hidden_act"
+    if not isinstance(part, VitVision):
+        return key, "gelu", _NO_SETTING
+    # Of CLIP there are both: OpenAI's with quick GELU, LAION's with GELU.
+    known = described.get(key) in ("gelu", "quick_gelu")
+    return key, part.gelu, "set vision.activation to the file's" if known else _NO_SETTING
 
 
 # --- words --------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from wholegrain.errors import ConfigError
 from wholegrain.model.adapters.condition import Condition
-from wholegrain.model.cross import CrossLayer
+from wholegrain.model.cross import CrossEncoder, CrossLayer
 from wholegrain.model.grounding.scan import ScanFormer
 from wholegrain.model.multigrain import MultiGrainModel
 from wholegrain.model.text import TextLayer
@@ -20,6 +20,8 @@ from wholegrain.model.vision import VitEncoder
 
 def checkpoint_blocks(model: MultiGrainModel) -> None:
     """Makes every block of the image, text and cross encoder keep its input alone, in place.
+
+    The first cross layer keeps that of either half, since they run over different rows.
 
     Values and gradients do not change, nor do the draws of dropout; a step costs about a third
     more. Call it before `compile_blocks`, and after adapters are attached.
@@ -41,11 +43,12 @@ def checkpoint_blocks(model: MultiGrainModel) -> None:
         model.vision.recompute_local = True
     if isinstance(model.fusion, ScanFormer):
         _recompute(model.fusion, "run_block", model.condition)
-    for layer in model.modules():
-        if isinstance(layer, CrossLayer):
-            _recompute(layer, "fuse")
-        elif isinstance(layer, TextLayer):
-            _recompute(layer, "forward")
+    for part in model.modules():
+        if isinstance(part, CrossEncoder):
+            for layer, method in part.steps():
+                _recompute(layer, method)
+        elif isinstance(part, TextLayer) and not isinstance(part, CrossLayer):
+            _recompute(part, "forward")
 
 
 def _recompute(module: Any, method: str, condition: Condition | None = None) -> None:

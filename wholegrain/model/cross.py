@@ -56,6 +56,17 @@ class CrossEncoder(nn.Module):
     def _layers(self) -> list[CrossLayer]:
         return [layer for layer in self.layers if isinstance(layer, CrossLayer)]
 
+    def steps(self) -> list[tuple[CrossLayer, str]]:
+        """The layers' methods that `forward` calls, in its order.
+
+        Where there are several layers, the halves of the first are two steps: the one runs once a
+        text, the other once a row.
+        """
+        first, *others = self._layers()
+        if not others:
+            return [(first, "fuse")]
+        return [(first, "attend"), (first, "look"), *((layer, "fuse") for layer in others)]
+
     def memory(self, concepts: VisualConcepts) -> Memory:
         """Projects concepts for every layer, once."""
         attentions = [layer.cross_attention for layer in self._layers()]
@@ -98,8 +109,6 @@ class CrossEncoder(nn.Module):
             if others:
                 states = first.attend(states, texts)
             states, texts = take(states, chosen.tokens), chosen.texts
-        if not texts.total:
-            return states
         attention = first.cross_attention
         reader = reader_of(memory, rows, texts, attention)
         last_reader = reader if reads is None else reader_of(memory, rows, reads.packing, attention)

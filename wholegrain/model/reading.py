@@ -32,6 +32,8 @@ def reader_of(memory: Memory, rows: Tensor, texts: Packing, attention: Attention
         attention: one of those that will read; they are all alike.
     """
     key = memory.patches[0][0]
+    if not texts.total:  # the others have nothing to sort
+        return RowReader(memory, rows, texts)
     if key.device.type == "cpu":
         return ImageReader(memory, rows, texts)
     if memory.visible is not None and attention.segments_suit(key):
