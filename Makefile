@@ -5,7 +5,7 @@
 #   make format          what ruff can mend by itself
 # Variables: TORCH=cpu|cuda  the build of torch (default: chosen for this machine)
 #            PYTHON=...      the Python (3.11 or newer) that the environment is made from
-#            VENV=...        where the environment lies
+#            VENV=...        where the environment lies: a folder of its own
 
 VENV ?= .venv
 TORCH ?= auto

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +10,8 @@ from typing import Any
 
 import pytest
 import yaml
+
+from tests.programs import run_program
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -196,16 +197,8 @@ def launch(repository: Path) -> Callable[..., str]:
             "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
         }
         command = [sys.executable] if program == "python" else [str(bin_folder / program)]
-        done = subprocess.run(
-            [*command, *map(str, arguments)],
-            cwd=repository,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=300,
-            check=False,
-        )
+        given = [*command, *arguments]
+        done = run_program(given, timeout_s=300, env=environment, cwd=repository, merged=True)
         assert done.returncode == status, f"exit status {done.returncode}\n{done.stdout[-6000:]}"
         return done.stdout
 

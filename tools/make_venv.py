@@ -28,6 +28,7 @@ LOCK = ROOT / "constraints" / "lock.txt"
 SHIM = ROOT / "wholegrain" / "torchvision_shim.py"
 OLDEST_PYTHON = (3, 11)
 STAMP = "wholegrain-setup.json"
+SIGNS = {STAMP, f"{STAMP}.new", "pyvenv.cfg"}  # any of them makes a folder an environment
 # Only used where the index that pip is configured with has no CPU build.
 PUBLIC_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 INSTALLING, COMPLETE = "installing", "complete"
@@ -40,15 +41,32 @@ class SetupError(Exception):
 def main(argv=None):
     """Parse the command line and make the environment; 0, or 2 with the reason on stderr."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--venv", type=Path, default=ROOT / ".venv")
+    # As text: to Path an empty name is the current folder.
+    parser.add_argument("--venv", default=str(ROOT / ".venv"))
     parser.add_argument("--torch", choices=["auto", "cpu", "cuda"], default="auto")
     args = parser.parse_args(argv)
     try:
-        make(args.venv.absolute(), args.torch)
+        make(folder_of(args.venv), args.torch)
     except SetupError as error:
         print(f"set-up: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def folder_of(name):
+    """The folder that --venv names; never one that holds the project itself."""
+    if not name.strip():
+        raise SetupError(
+            "--venv is empty; name a folder for the environment: make VENV=.venv, or leave VENV out"
+        )
+    venv = Path(name).absolute()
+    where = venv.resolve()
+    if where == ROOT or where in ROOT.parents:
+        raise SetupError(
+            f"--venv is {name!r}, which is the project's own folder {ROOT} or one above it; name a "
+            "folder for the environment alone: make VENV=.venv"
+        )
+    return venv
 
 
 def make(venv, torch_choice):
@@ -59,6 +77,7 @@ def make(venv, torch_choice):
             "(`apt-get install python3.11 python3.11-venv`) and name it: make PYTHON=python3.11"
         )
     with one_at_a_time():
+        refuse_foreign(venv)
         stamp = read_stamp(venv)
         build = choose_build(torch_choice, stamp)
         wanted = {"state": COMPLETE, "torch": build, "inputs": fingerprint()}
@@ -108,6 +127,25 @@ def fingerprint():
     return digest.hexdigest()
 
 
+def refuse_foreign(venv):
+    """A slip of the hand must not empty, or install into, a folder of something else.
+
+    An environment is known by our stamp or by the `pyvenv.cfg` of Python's own venv.
+    """
+    remedy = "name a new or empty folder: make VENV=.venv"
+    if not venv.is_dir():
+        if venv.exists() or venv.is_symlink():
+            raise SetupError(f"--venv is {str(venv)!r}, which is no folder; {remedy}")
+        return
+    names = sorted(os.listdir(venv))
+    if names and not SIGNS.intersection(names):
+        shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        raise SetupError(
+            f"--venv is {str(venv)!r}, which is no virtual environment (it has no pyvenv.cfg) and "
+            f"holds {shown}; nothing there was touched; {remedy}"
+        )
+
+
 def read_stamp(venv):
     """The environment's stamp, {} where there is none that can be read."""
     try:
@@ -119,7 +157,7 @@ def read_stamp(venv):
 
 def write_stamp(venv, stamp):
     """Replace the stamp in one step: it is either the old one or the new one."""
-    aside = venv / (STAMP + ".new")
+    aside = venv / f"{STAMP}.new"
     aside.write_text(json.dumps(stamp) + "\n", encoding="utf-8")
     aside.replace(venv / STAMP)
 
@@ -161,7 +199,7 @@ def has_pip(venv):
 
 
 def create(venv):
-    """A new, empty environment with pip in the place of whatever was there."""
+    """A new, empty environment with pip in the place of the one that was there, if any."""
     # The Python beneath an activated environment, which may be the very one to be cleared.
     python = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
     bundled = importlib.util.find_spec("ensurepip") is not None

@@ -84,44 +84,82 @@ def build(kind: str) -> MultiGrainModel:
     return model.eval()
 
 
-def take(kind: str, scope: str, divided: list[int], rank: int) -> dict[str, Tensor]:
-    """Losses and gradients of one rank; of one process alone where `divided` has one number."""
+CASES = [(kind, scope) for kind in VISIONS for scope in ("global", "drawn")]
+OWN_WAYS = [("swin", "own means"), ("swin", "xvlm gradient")]
+"""Cases in which ranks do not equal one process."""
+
+
+def take(
+    kind: str, scope: str, divided: list[int], rank: int, alone: bool = False
+) -> dict[str, Tensor]:
+    """Losses and gradients of one rank; of one process alone where `divided` has one number.
+
+    Args:
+        kind: of the image encoder.
+        scope: negatives by the rule over the whole batch are `global`, over the rank's own pairs
+            with `own means`; otherwise they are drawn.
+        divided: images of each rank.
+        rank: of these.
+        alone: whether other ranks are left out of it.
+    """
     first = sum(divided[:rank])
     counts = counts_of(divided)
     model = build(kind)
     batch = mark_hidden(batch_of(range(first, first + divided[rank])), model.vision.grid)
-    capacity = Capacity(max(counts) + 1, max(divided) + 1, LONGEST)
-    # Gathered index of each concept of the whole batch.
-    where = torch.cat([r * capacity.concepts + torch.arange(n) for r, n in enumerate(counts)])
-    own = sum(counts[:rank]) + torch.arange(counts[rank])
-    total = sum(counts)
-    negatives = None
-    if scope == "global":
-        image, text = (own * 3 + 1) % total, (own + 5) % total
-        if len(divided) > 1:
-            image, text = where[image], where[text]
-        negatives = Negatives(image, text, own % 4 != 3)
-    options = ObjectiveConfig(negatives="global" if len(divided) > 1 else "rank")
+    capacity = None
+    if len(divided) > 1 and not alone:
+        capacity = Capacity(max(counts) + 1, max(divided) + 1, LONGEST)
+    options = options_of(scope, capacity)
     inputs = inputs_of(batch, model, options)
     inputs.images = inputs.images.double()
-    outputs = run_objectives(
-        model, inputs, options, negatives, capacity if len(divided) > 1 else None
-    )
-    losses = dict(outputs.losses)
+    negatives = negatives_of(scope, counts, rank, capacity)
+    losses = dict(run_objectives(model, inputs, options, negatives, capacity).losses)
     if scope == "drawn":
         losses.pop("matching")  # each rank draws its own
+    elif scope == "own means":
+        losses.pop("contrastive")  # over all ranks' concepts whatever `means` says
+    elif scope == "xvlm gradient":
+        losses = {"contrastive": losses["contrastive"]}
     torch.stack(list(losses.values())).sum().backward()
     gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     return {**{n: loss.detach().double() for n, loss in losses.items()}, **gradients}
 
 
-CASES = [(kind, scope) for kind in VISIONS for scope in ("global", "drawn")]
+def options_of(scope: str, capacity: Capacity | None) -> ObjectiveConfig:
+    """X-VLM's ways in their cases, and none of them in one process."""
+    if capacity is None:
+        return ObjectiveConfig()
+    if scope == "own means":
+        return ObjectiveConfig(means="rank")
+    if scope == "xvlm gradient":
+        return ObjectiveConfig(contrastive_gradient="xvlm")
+    return ObjectiveConfig(negatives="global")
+
+
+def negatives_of(
+    scope: str, counts: list[int], rank: int, capacity: Capacity | None
+) -> Negatives | None:
+    """By rule; None has them drawn."""
+    own = sum(counts[:rank]) + torch.arange(counts[rank])
+    total = sum(counts)
+    if scope == "own means":
+        mine = torch.arange(counts[rank])
+        return Negatives((mine + 1) % counts[rank], (mine + 2) % counts[rank], mine % 4 != 3)
+    if scope != "global":
+        return None
+    image, text = (own * 3 + 1) % total, (own + 5) % total
+    if capacity is not None:
+        # Gathered index of each concept of the whole batch.
+        where = torch.cat([r * capacity.concepts + torch.arange(n) for r, n in enumerate(counts)])
+        image, text = where[image], where[text]
+    return Negatives(image, text, own % 4 != 3)
 
 
 def run_rank(rank: int, divided: list[int], folder: Path) -> None:
     """One rank: takes every case and writes what it found."""
     torch.set_num_threads(1)
-    found = {f"{kind} {scope}": take(kind, scope, divided, rank) for kind, scope in CASES}
+    cases = [*CASES, *OWN_WAYS]
+    found = {f"{kind} {scope}": take(kind, scope, divided, rank) for kind, scope in cases}
     torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from pretrain.config import PretrainConfig
+from pretrain.config import ObjectiveConfig, PretrainConfig
 from wholegrain.config import from_dict
 from wholegrain.errors import ConfigError
 
@@ -13,10 +13,14 @@ TWO = [{"path": "a", "per_batch": 3}, {"path": "b", "per_batch": 4}]
 
 def test_defaults_are_xvlms_objectives() -> None:
     config = from_dict(PretrainConfig, {"data": {"train": [{"path": "a"}]}})
-    weights = config.objective.weights()
-    assert {n: w for n, w in weights.items() if n != "box_vote"} == dict.fromkeys(
-        ("contrastive", "matching", "masked_language", "box_l1", "box_giou"), 1.0
-    )
+    xvlm = ("contrastive", "matching", "masked_language", "box_l1", "box_giou")
+    assert config.objective.weights() == {**dict.fromkeys(xvlm, 1.0), "box_vote": 0.5}
+
+
+def test_each_loss_has_the_weight_of_its_name() -> None:
+    given = {"contrastive": 2.0, "matching": 3.0, "masked_language": 5.0}
+    given |= {"box_l1": 7.0, "box_giou": 11.0, "box_vote": 13.0}
+    assert from_dict(ObjectiveConfig, given).weights() == given
 
 
 @pytest.mark.parametrize(
@@ -73,6 +77,14 @@ def test_defaults_are_xvlms_objectives() -> None:
         (
             {"data": {"train": [{"path": "a"}]}, "run": {"batch_size": 10, "accumulation": 4}},
             r"batch_size 10 .*accumulation 4",
+        ),
+        (
+            {"data": {"train": [{"path": "a"}]}, "objective": {"contrastive_form": "sigmoid"}},
+            r"contrastive_form is 'sigmoid' and model\.contrastive_bias None; the sigmoid form",
+        ),
+        (
+            {"data": {"train": [{"path": "a"}]}, "model": {"contrastive_bias": -10.0}},
+            r"contrastive_form is 'softmax' and model\.contrastive_bias -10\.0; the sigmoid form",
         ),
     ],
 )

@@ -2,7 +2,6 @@
 
 import math
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from pretrain.inputs import inputs_of, mark_hidden
 from pretrain.objective import PretrainingModule, run_objectives
 from pretrain.reference import ReferenceModule
 from tests.pretrain import grain_ranks as program
+from tests.programs import run_program
 from wholegrain.data.batch import (
     GRAINS,
     IMAGE,
@@ -228,9 +228,7 @@ def test_ranks_report_the_figures_of_all(divided: list[int], tmp_path: Path) -> 
     """However the concepts are divided, each rank has the mean over the terms of all."""
     command = [sys.executable, str(PROGRAM), str(tmp_path), *map(str, divided)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
+    done = run_program(command, timeout_s=120, env=environment)
     assert done.returncode == 0, done.stderr
     whole, first = {}, 0
     for rank, count in enumerate(divided):

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from pretrain import reference
 from pretrain.config import ObjectiveConfig
@@ -67,7 +68,10 @@ def batch() -> ConceptBatch:
 
 
 def build(
-    head: BoxHeadConfig | None = None, local: int = 0, dropout: float = 0.0
+    head: BoxHeadConfig | None = None,
+    local: int = 0,
+    dropout: float = 0.0,
+    bias: float | None = None,
 ) -> MultiGrainModel:
     torch.manual_seed(0)
     model = MultiGrainModel(
@@ -87,6 +91,7 @@ def build(
                 attention_dropout=dropout,
             ),
             embed_dim=8,
+            contrastive_bias=bias,
             box_head=head or PatchBoxHead(width=8),
         )
     )
@@ -256,13 +261,39 @@ def test_one_concept_alone(batch: ConceptBatch) -> None:
     assert torch.isfinite(total)
 
 
-def test_the_temperature_is_kept_in_its_bounds(batch: ConceptBatch) -> None:
+NARROW = ObjectiveConfig(min_temperature=0.05, max_temperature=0.2)
+
+
+@pytest.mark.parametrize(("options", "low", "high"), [(OPTIONS, 0.001, 0.5), (NARROW, 0.05, 0.2)])
+def test_the_temperature_is_kept_in_its_bounds(
+    batch: ConceptBatch, options: ObjectiveConfig, low: float, high: float
+) -> None:
     model = build()
-    for start, kept in ((0.9, 0.5), (-1.0, 0.001), (0.1, 0.1)):
+    for start, kept in ((0.9, high), (-1.0, low), (0.1, 0.1)):
         with torch.no_grad():
             model.temperature.fill_(start)
-        outputs_of(batch, model)
+        run_objectives(model, inputs_of(batch, model, options), options, NEGATIVES)
         assert model.temperature.item() == pytest.approx(kept)
+
+
+def test_the_sigmoid_form_judges_every_pair_by_the_models_bias(batch: ConceptBatch) -> None:
+    model, options = build(bias=-10.0), ObjectiveConfig(contrastive_form="sigmoid")
+    outputs = run_objectives(model, inputs_of(batch, model, options), options, NEGATIVES)
+    similarity = (outputs.image_vector @ outputs.text_vector.T / model.temperature).detach()
+    bias = torch.tensor(-10.0, requires_grad=True)
+    image, text = (batch.extras[key].tolist() for key in ("image_key", "text_key"))
+    total = torch.zeros(())
+    for i in range(5):
+        for j in range(5):
+            if i == j:
+                total = total - F.logsigmoid(similarity[i, j] + bias)
+            elif image[i] != image[j] and text[i] != text[j]:
+                total = total - F.logsigmoid(-similarity[i, j] - bias)
+    torch.testing.assert_close(outputs.losses["contrastive"], total / 5)
+    (total / 5).backward()
+    outputs.losses["contrastive"].backward()
+    assert model.contrastive_bias.grad.abs() > 0.1
+    torch.testing.assert_close(model.contrastive_bias.grad, bias.grad)
 
 
 def test_total_weighs_the_losses(batch: ConceptBatch) -> None:
@@ -274,11 +305,12 @@ def test_total_weighs_the_losses(batch: ConceptBatch) -> None:
 
 
 def test_module_is_one_forward(batch: ConceptBatch) -> None:
-    module = PretrainingModule(build(), OPTIONS, capacity=None)
+    weights = {"contrastive": 2.0, "matching": 3.0, "masked_language": 5.0}
+    weights |= {"box_l1": 7.0, "box_giou": 11.0, "box_vote": 13.0}
+    module = PretrainingModule(build(), ObjectiveConfig(**weights), capacity=None)
     torch.manual_seed(0)
     losses = module(batch)
-    names = set(OPTIONS.weights())
-    assert {name for name in losses if "/" not in name} == {*names, "loss"}
-    expected = sum(OPTIONS.weights()[name] * losses[name].item() for name in names)
+    assert {name for name in losses if "/" not in name} == {*weights, "loss"}
+    expected = sum(weight * losses[name].item() for name, weight in weights.items())
     assert losses["loss"].item() == pytest.approx(expected, rel=1e-5)
     assert not any(name.startswith("options") for name in module.state_dict())

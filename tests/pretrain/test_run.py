@@ -11,7 +11,12 @@ import torch
 from safetensors.torch import load_file
 
 from pretrain.__main__ import main
+from pretrain.config import PretrainConfig
+from pretrain.run import prepare, pretraining_stage
+from wholegrain.config import load_config
 from wholegrain.errors import run_cli
+from wholegrain.model.multigrain import MultiGrainModel
+from wholegrain.train.engine import Engine
 from wholegrain.train.journal import tag
 
 PROGRAM = Path(__file__).with_name("signalled_program.py")
@@ -247,6 +252,25 @@ def test_dry_run_shows_the_plan_and_saves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_run_that_compiles_has_its_model_compiled(
+    pretrained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr("wholegrain.train.speed.compile_blocks", asked.append)
+    given = ["--config", str(pretrained.config), "--dry-run"]
+    assert main(given) == 0 and not asked
+    assert main([*given, "--run.compile=true"]) == 0
+    assert [type(model) for model in asked] == [MultiGrainModel]
+
+
+def test_updates_keep_the_temperature_in_the_configs_bounds(pretrained: Any) -> None:
+    given = ["--objective.min_temperature=0.2", "--objective.max_temperature=0.25"]
+    config = load_config(PretrainConfig, pretrained.config, given)
+    engine = Engine(config.run)
+    stage = pretraining_stage(*prepare(config, engine, None), engine)
+    assert stage.limits == {"model.temperature": (0.2, 0.25)}
+
+
 def test_print_config_can_be_run_again(
     pretrained: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -271,6 +295,7 @@ def test_print_config_can_be_run_again(
         ("--data.validation.split=vall", "'vall'"),
         ("--data.train=[]", "data.train is empty"),
         ("--data.train=[{path: /nowhere}]", "/nowhere"),
+        ("--run.checkpoint_activations=true", "checkpoint_activations needs an image encoder of"),
     ],
 )
 def test_bad_input_is_named_and_leaves_nothing(

@@ -67,7 +67,8 @@ def test_figures_of_a_batch_by_hand() -> None:
     _observe(tally, outputs, batch, torch.tensor([0, 0, 0, 1]), torch.tensor([4, 2, 1, 1]))
     assert tally.means() == pytest.approx(
         {
-            "matching": 0.5,
+            "matching": (0.1 + 0.2 + 0.3 + 0.4 + 0.5 + 0.7 + 0.9) / 7,
+            "box_l1": 0.5,
             "matching/image": (0.1 + 0.4 + 0.7) / 3,
             "matching/region": (0.2 + 0.5 + 0.9) / 3,
             "matching/object": 0.3,
@@ -87,7 +88,7 @@ def test_figures_of_a_batch_by_hand() -> None:
             "box_acc@0.5_object": 0.0,
         }
     )
-    assert tally.counts["matching"] == 2  # a mean over images, not over batches
+    assert tally.counts["matching"] == 7  # a mean over terms, not over batches
     assert tally.counts["matching/region"] == 3  # a mean over terms
 
 

@@ -26,6 +26,8 @@ from wholegrain.report.metrics import Curves, in_groups, read_curves
 from wholegrain.report.numbers import figure
 from wholegrain.report.tables import TableView
 
+_HALF = 0.5 - 1e-9  # as figures count it: the last bits of an IoU decide no hit
+
 MAX_PHOTO_SIDE = 480
 """Photos are shrunk to this: twice the width at which the page shows them."""
 PHOTO_QUALITY = 80
@@ -118,7 +120,7 @@ class CaseView:
             height=height,
             truth=_corner_and_size(case.truth),
             predicted=_corner_and_size(case.predicted),
-            verdict="" if case.iou is None else "hit" if case.iou >= 0.5 else "miss",
+            verdict="" if case.iou is None else "hit" if case.iou >= _HALF else "miss",
         )
 
     @property

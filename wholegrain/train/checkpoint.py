@@ -10,12 +10,15 @@ functions of the step.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from torch import nn
 
@@ -24,10 +27,23 @@ from wholegrain.model.tensor_file import Sum, file_sum, flush_folder, write_text
 from wholegrain.model.weights import load_weights
 from wholegrain.train.optimizer_state import StoredState, is_optimizer_file
 
+T = TypeVar("T")
+
 MARKER = "COMPLETE"
 WEIGHTS, STATE, CHECKSUMS = "model.safetensors", "state.json", "checksums.json"
 _NAME = re.compile(r"step_(\d+)")
 _LARGEST_JSON = 64 << 20
+_TRIES, _PAUSE_S = 4, 2.0
+# What the storage says of a file that is not what was written; all else it says of itself.
+_NOT_THERE = (FileNotFoundError, NotADirectoryError)
+_DAMAGED = (*_NOT_THERE, IsADirectoryError)
+
+
+class StorageError(CheckpointError):
+    """The storage gives no answer, which says nothing of the checkpoint that it holds."""
+
+    exit_status = 1
+    """As of a crash: the next start, on other nodes perhaps, may be answered."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +72,7 @@ class Checkpoint:
 
         Raises:
             CheckpointError: ``checksums.json`` is missing or says something else.
+            StorageError: the storage does not let it be read.
         """
         values = self._read(CHECKSUMS)
         try:
@@ -85,11 +102,16 @@ class Checkpoint:
 
     def _read(self, name: str) -> dict[str, Any]:
         path = self.folder / name
+
+        def text() -> str:
+            size = path.stat().st_size
+            if size > _LARGEST_JSON:
+                raise ValueError(f"{size} bytes are too many")
+            return path.read_text(encoding="utf-8")
+
         try:
-            if path.stat().st_size > _LARGEST_JSON:
-                raise ValueError(f"{path.stat().st_size} bytes are too many")
-            return dict(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError, RecursionError) as error:
+            return dict(json.loads(patiently(text, path)))
+        except (*_DAMAGED, ValueError, TypeError, RecursionError) as error:
             raise self._unreadable(name, error) from error
 
     def _unreadable(self, name: str, error: object) -> CheckpointError:
@@ -100,12 +122,20 @@ class Checkpoint:
 
 
 def complete(run: Path) -> list[Checkpoint]:
-    """The complete checkpoints of a run, oldest first."""
-    return [found for found in _all(run) if (found.folder / MARKER).exists()]
+    """The complete checkpoints of a run, oldest first.
+
+    Raises:
+        OSError: the storage gives no answer.
+    """
+    return [found for found in _all(run) if _exists(found.folder / MARKER)]
 
 
 def latest(run: Path) -> Checkpoint | None:
-    """The newest complete checkpoint of a run."""
+    """The newest complete checkpoint of a run.
+
+    Raises:
+        OSError: the storage gives no answer.
+    """
     found = complete(run)
     return found[-1] if found else None
 
@@ -113,15 +143,21 @@ def latest(run: Path) -> Checkpoint | None:
 def verify(checkpoint: Checkpoint) -> str | None:
     """Why a checkpoint must not be used, in words; None where every byte is as it was written.
 
-    Reads all of it, at the speed of the storage or of sha256, whichever is slower.
+    Reads all of it, at the speed of the storage or of sha256, whichever is slower. What is missing,
+    truncated or altered is damage; what cannot be read just now is not, and is tried again.
+
+    Raises:
+        StorageError: the storage does not let something be read, several times in a row.
     """
     folder = checkpoint.folder
-    if not (folder / MARKER).exists():
+    if not patiently(lambda: _exists(folder / MARKER), folder / MARKER):
         return f"{MARKER} is missing"
-    if not (folder / CHECKSUMS).exists():
+    if not patiently(lambda: _exists(folder / CHECKSUMS), folder / CHECKSUMS):
         return f"{CHECKSUMS} is missing, so it is of a form that this version does not read"
     try:
         sums = checkpoint.sums()
+    except StorageError:
+        raise
     except CheckpointError:
         return f"{CHECKSUMS} is damaged"
     unlisted = [name for name in (WEIGHTS, STATE) if name not in sums]
@@ -133,6 +169,8 @@ def verify(checkpoint: Checkpoint) -> str | None:
             return f"{name} {problem}"
     try:
         step = checkpoint.state().get("step")
+    except StorageError:
+        raise
     except CheckpointError:
         return f"{STATE} is not JSON"
     if step != checkpoint.step:
@@ -141,7 +179,10 @@ def verify(checkpoint: Checkpoint) -> str | None:
 
 
 def newest_whole(
-    run: Path, resume: Literal["auto", "never"] | int, say: Callable[[str], None]
+    run: Path,
+    resume: Literal["auto", "never"] | int,
+    say: Callable[[str], None],
+    defer: Callable[[Callable[[], None]], None] = lambda rename: rename(),
 ) -> Checkpoint | None:
     """The checkpoint that a run goes on from; None where it begins. Only one rank calls this.
 
@@ -151,13 +192,17 @@ def newest_whole(
             renamed ``step_N.damaged``, and the one before is taken. A number takes the checkpoint
             of that step, and renames later ones ``step_N.set-aside``.
         say: takes a line for the user.
+        defer: takes each rename, to be made once nothing refuses the run any more; by default it
+            is made at once.
 
     Raises:
         CheckpointError: there are checkpoints and `resume` is `never`; that of the step is not
-            there or not whole; none is whole.
+            there or not whole; none is whole; a rename that is made at once fails.
+        StorageError: the storage gives no answer, so that nobody knows.
     """
-    settle_replaced(run)
-    found = _all(run)
+    parent = run / "checkpoints"
+    patiently(lambda: settle_replaced(run), parent)
+    found = patiently(lambda: _all(run), parent)
     if resume == "never":
         if found:
             raise CheckpointError(
@@ -166,17 +211,16 @@ def newest_whole(
             )
         return None
     if resume != "auto":
-        return _of_step(run, found, resume, say)
+        asked = _of_step(run, found, resume)
+        for later in found[found.index(asked) + 1 :]:
+            defer(partial(_set_aside, later, asked.step, say))
+        return asked
     refused: list[tuple[Checkpoint, str]] = []
     for checkpoint in reversed(found):
         problem = verify(checkpoint)
         if problem is None:
             for other, why in refused:
-                name = _rename(other, "damaged")
-                say(
-                    f"{other.folder} is not whole: {why}; it is now called {name}, and the run "
-                    f"continues from step {checkpoint.step}"
-                )
+                defer(partial(_call_damaged, other, why, checkpoint.step, say))
             return checkpoint
         refused.append((checkpoint, problem))
     if refused:
@@ -272,13 +316,51 @@ def seal(aside: Path, final: Path, sums: Mapping[str, Sum], mark: str) -> None:
 
 def _all(run: Path) -> list[Checkpoint]:
     """The checkpoints of a run, with and without their marker, oldest first."""
-    found = [p for p in (run / "checkpoints").glob("step_*") if _NAME.fullmatch(p.name)]
+    parent = run / "checkpoints"
+    try:
+        # Not by glob, to which a folder that it may not list, or cannot, is an empty one: a run
+        # would begin anew beside its checkpoints.
+        names = os.listdir(parent)
+    except _NOT_THERE:
+        return []
+    found = [parent / name for name in names if _NAME.fullmatch(name)]
     return sorted(map(Checkpoint, found), key=lambda checkpoint: checkpoint.step)
 
 
-def _of_step(
-    run: Path, found: list[Checkpoint], step: int, say: Callable[[str], None]
-) -> Checkpoint:
+def _exists(path: Path) -> bool:
+    # `Path.exists` takes some errors of the storage for a no, and in newer Pythons all of them.
+    try:
+        path.stat()
+    except _NOT_THERE:
+        return False
+    return True
+
+
+def patiently(look: Callable[[], T], path: Path) -> T:
+    """Looks at a checkpoint's file or folder, and again where the storage gives no answer.
+
+    Raises:
+        OSError: what is there is not what was written: missing, or a folder for a file.
+        StorageError: no answer came, several times in a row.
+    """
+    tries = 0
+    while True:
+        try:
+            return look()
+        except _DAMAGED:
+            raise
+        except OSError as error:
+            tries += 1
+            if tries == _TRIES:
+                raise StorageError(
+                    f"{error.filename or path}: cannot be read ({error.strerror}, {tries} times in "
+                    "a row); no checkpoint was renamed; start again when the storage answers, or "
+                    "move the checkpoint away to go on from the one before it"
+                ) from error
+        time.sleep(_PAUSE_S)
+
+
+def _of_step(run: Path, found: list[Checkpoint], step: int) -> Checkpoint:
     asked = next((checkpoint for checkpoint in found if checkpoint.step == step), None)
     if asked is None:
         there = ", ".join(str(checkpoint.step) for checkpoint in found) or "none"
@@ -293,10 +375,20 @@ def _of_step(
             f"{asked.folder}: is not whole ({problem}), and run.resume asks for it; there are "
             f"also: {others or 'none'}"
         )
-    for later in found[found.index(asked) + 1 :]:
-        name = _rename(later, "set-aside")
-        say(f"{later.folder} is now called {name}: the run continues from step {step}")
     return asked
+
+
+def _set_aside(later: Checkpoint, step: int, say: Callable[[str], None]) -> None:
+    name = _rename(later, "set-aside")
+    say(f"{later.folder} is now called {name}: the run continues from step {step}")
+
+
+def _call_damaged(other: Checkpoint, why: str, step: int, say: Callable[[str], None]) -> None:
+    name = _rename(other, "damaged")
+    say(
+        f"{other.folder} is not whole: {why}; it is now called {name}, and the run continues from "
+        f"step {step}"
+    )
 
 
 def _rename(checkpoint: Checkpoint, ending: str) -> str:
@@ -318,13 +410,13 @@ def _rename(checkpoint: Checkpoint, ending: str) -> str:
 
 def _difference(path: Path, expected: Sum) -> str | None:
     try:
-        size = path.stat().st_size
+        size = patiently(lambda: path.stat().st_size, path)
         if size != expected.bytes:
             return f"has {size:,} bytes instead of {expected.bytes:,}"
-        if file_sum(path) != expected:
+        if patiently(lambda: file_sum(path), path) != expected:
             return f"is altered: its sha256 is not that of {CHECKSUMS}"
-    except FileNotFoundError:
+    except _NOT_THERE:
         return "is missing"
-    except OSError as error:
-        return f"cannot be read ({error.strerror})"
+    except IsADirectoryError:
+        return "is a folder"
     return None

@@ -3,9 +3,9 @@
 All ranks write into one folder, which rank 0 makes aside under a name that the others find by the
 step and the count of saves; they meet through files, never through a collective, which would run
 into those of the training. A rank announces what it wrote in a small file of its own. When rank 0
-has all announcements it adds the checksums, marks the folder, renames it, and removes older ones.
-Where a rank fails, rank 0 says so once, takes the folder away, and leaves a record by which the
-others know.
+has all announcements it adds the checksums, marks the folder, renames it, and removes older ones;
+until then a file of its own that it touches shows the others that it lives. Where a rank fails,
+rank 0 says so once, takes the folder away, and leaves a record by which the others know.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,17 +26,19 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from wholegrain.errors import CheckpointError
+from wholegrain.errors import CheckpointError, WholegrainError
 from wholegrain.model.tensor_file import Sum, write_tensors, write_text
 from wholegrain.model.weights import distinct
 from wholegrain.train import checkpoint
 from wholegrain.train.checkpoint import MARKER, STATE, WEIGHTS
 from wholegrain.train.optimizer_state import Fragment, fragment_table, optimizer_file, tensor_name
+from wholegrain.train.pulse import Pulse, last_beat
 
 T = TypeVar("T")
 
 _FIRST_LOOK_S, _LOOK_S = 0.005, 0.5
 _CLOSING_S = 60.0
+_ALIVE, _BEAT_S, _BEATS = ".alive", 15.0, 8  # so many beats at least within the patience
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _SHOWN_RANKS = 8
 _GIVEN_UP = "rank 0 gave it up, and says why"
@@ -77,10 +80,11 @@ class Writer:
         keep_every: checkpoints of steps that are multiples of this stay for ever; 0 for none.
         background: whether `save` returns before the files are written.
         say: takes a line for the user; rank 0 calls it, from the writing thread.
-        check: raises where the folder is no longer this run's; rank 0 asks before it seals a
-            checkpoint.
-        patience_s: seconds that ranks wait for rank 0 before a save counts as failed. Rank 0 gives
-            the others half of it: so they learn from it that the save failed, and all agree.
+        check: raises a `WholegrainError` where the folder is no longer this run's; rank 0 asks
+            before it seals a checkpoint, and before it takes a failed one back.
+        patience_s: seconds without a sign of life of rank 0 after which a save counts as failed.
+            However long rank 0 writes, nobody leaves it alone with that. Rank 0 waits half as long
+            for what the others write: so they learn from it that the save failed, and all agree.
 
     Raises:
         CheckpointError: the folder of checkpoints cannot be made or cleared.
@@ -229,8 +233,9 @@ class Writer:
         aside = self._parent / f".{final.name}.partial-{save.number}-{mark}"
         try:
             aside.mkdir()
-            sums = self._write_share(aside, save)
-            sums |= self._gather(aside)
+            with self._alive(aside):
+                sums = self._write_share(aside, save)
+                sums |= self._gather(aside)
             self._check()
             checkpoint.seal(aside, final, sums, mark)
         except Exception as error:
@@ -268,10 +273,17 @@ class Writer:
             self._refuse_given_up(save)
             return None
 
-        if self._until(ended, self._patience_s) is None:
+        if self._until(ended, self._patience_s, lambda: last_beat(aside / _ALIVE)) is None:
             raise _SaveFailedError(
-                f"rank 0 has not completed {final.name} within {self._patience_s:g} s"
+                f"rank 0 has not completed {final.name}, nor given a sign of life for "
+                f"{self._patience_s:g} s"
             )
+
+    def _alive(self, aside: Path) -> AbstractContextManager[object]:
+        """Shows the other ranks that this one, rank 0, still works at a save."""
+        if self._world == 1:
+            return nullcontext()
+        return Pulse(aside / _ALIVE, min(_BEAT_S, self._patience_s / _BEATS))
 
     def _write_share(self, aside: Path, save: _Save) -> dict[str, Sum]:
         """Writes this rank's files; returns what they must be."""
@@ -335,6 +347,13 @@ class Writer:
     def _give_up(self, aside: Path, save: _Save) -> None:
         """Takes back a save that failed, and leaves a record for the ranks that wait for it."""
         try:
+            self._check()
+        except WholegrainError:
+            # Another run's folder by now. Its checkpoints are not to be settled by us, and its
+            # ranks would take a record of ours for one of their own save of that number.
+            shutil.rmtree(aside, ignore_errors=True)
+            return
+        try:
             if aside.exists():
                 checkpoint.remove(aside)
             checkpoint.settle_replaced(self._run)
@@ -362,11 +381,25 @@ class Writer:
             f"to be written by rank {self._rank})"
         )
 
-    def _until(self, look: Callable[[], T | None], patience_s: float) -> T | None:
-        """Looks until there is something to see; None when patience ends."""
+    def _until(
+        self,
+        look: Callable[[], T | None],
+        patience_s: float,
+        sign: Callable[[], object] = lambda: None,
+    ) -> T | None:
+        """Looks until there is something to see; None when patience ends.
+
+        Args:
+            look: gives what is waited for, None while it is not there.
+            patience_s: seconds, counted from the last time that `sign` gave something else.
+            sign: of life.
+        """
         end = time.monotonic() + patience_s
         pause = _FIRST_LOOK_S
+        seen = sign()
         while (found := look()) is None:
+            if (now := sign()) != seen:
+                seen, end = now, time.monotonic() + patience_s
             if self._closing.is_set():
                 end = min(end, time.monotonic() + _CLOSING_S)
             left = end - time.monotonic()

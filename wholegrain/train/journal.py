@@ -1,7 +1,7 @@
 """What a run says of itself: lines on disk, TensorBoard, Weights & Biases, a progress bar.
 
 All of it helps to watch a run, and the run is worth more: once training is under way, nothing here
-ends it.
+ends it, but that another run has taken the folder over, or that nobody reads the output any more.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from wholegrain.errors import ConfigError
 from wholegrain.train.config import WandbConfig
+from wholegrain.train.run_folder import replace_text
 
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
@@ -98,8 +100,22 @@ def truncate_metrics(path: Path, step: int) -> int:
             last = max(last, found)
             if found <= step:
                 kept.append(line)
-    _replace(path, "".join(f"{line}\n" for line in kept))
+    replace_text(path, "".join(f"{line}\n" for line in kept))
     return last
+
+
+def has_line(path: Path, step: int, split: str) -> bool:
+    """Whether a run's metrics say something of `split` after `step`."""
+    if not path.exists():
+        return False
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            entry = json.loads(line)
+            if (entry["step"], entry["split"]) == (step, split):
+                return True
+        except (ValueError, TypeError, KeyError):
+            continue
+    return False
 
 
 class Journal:
@@ -113,6 +129,7 @@ class Journal:
         active: whether this rank writes.
         wandb: where else the metrics go.
         config: as resolved, for Weights & Biases.
+        check: raises where the folder is no longer this run's; asked before anything is written.
 
     Raises:
         ConfigError: a file cannot be opened, or wandb is not installed; the latter on all ranks.
@@ -128,8 +145,9 @@ class Journal:
         *,
         wandb: WandbConfig | None = None,
         config: Mapping[str, Any] | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
-        self.active = active
+        self.active, self._check = active, check
         if wandb is not None and "wandb" not in sys.modules and find_spec("wandb") is None:
             raise ConfigError(
                 "run.wandb is set, but its package is not installed; "
@@ -150,6 +168,7 @@ class Journal:
         )
         self._task = self._bar.add_task(title, total=steps, completed=start, line="")
         self._console, self._title, self._steps = console, title, steps
+        self._check()
         try:
             last = truncate_metrics(run / METRICS, start)
             self._lines = _WholeEntries(run / METRICS, self.note)
@@ -170,7 +189,8 @@ class Journal:
         line = "  ".join(f"{name} {values[name]:.3f}" for name in _SHOWN if name in values)
         self._bar.update(self._task, completed=step, line=line)
         if not self._console.is_terminal:
-            print(f"{self._title} {step}/{self._steps} {split} {line}", flush=True)
+            shown = f"{self._title} {step}/{self._steps} {split} {line}"
+            _said(lambda: print(shown, flush=True))
 
     def outlier(self, step: int, norm: float) -> None:
         """Names a step whose gradient was far from those before it; in order, before `write`."""
@@ -180,11 +200,16 @@ class Journal:
 
     def note(self, text: str) -> None:
         """A sentence to whoever watches."""
-        if self.active:
-            # Brackets are no markup, and a log file's lines are as long as their sentences.
-            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        if not self.active:
+            return
+        # Brackets are no markup, and a log file's lines are as long as their sentences.
+        plain: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
+        if not _said(lambda: self._console.print(text, **plain)):
+            with suppress(OSError), self._console.capture():
+                pass  # takes out what the console would print again with each that follows
 
     def _record(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        self._check()
         # JSON knows no NaN: a figure that is none is null.
         plain = {name: value if math.isfinite(value) else None for name, value in values.items()}
         entry: dict[str, Any] = {"step": step, "split": split, **plain}
@@ -209,6 +234,19 @@ class Journal:
             self._lines.close()
             if self._wandb is not None:
                 self._wandb.close(failed=error is not None)
+
+
+def _said(say: Callable[[], None]) -> bool:
+    """Whether a line could be printed. A disk that is full under the log of what is printed ends no
+    run; a reader that left does.
+    """
+    try:
+        say()
+    except BrokenPipeError:
+        raise
+    except OSError:
+        return False
+    return True
 
 
 class _WholeEntries:
@@ -316,7 +354,7 @@ class _Wandb:
             known = _id_of(run / WANDB, settings.project) if start else None
             identity = known or secrets.token_hex(4)
             self._sent = last if known else 0
-            _replace(run / WANDB, json.dumps({"id": identity, "project": settings.project}))
+            replace_text(run / WANDB, json.dumps({"id": identity, "project": settings.project}))
             self._run = wandb.init(
                 project=settings.project,
                 name=settings.name or run.resolve().name,
@@ -366,9 +404,3 @@ def _id_of(path: Path, project: str) -> str | None:
         return None
     entry = json.loads(path.read_text(encoding="utf-8"))
     return str(entry["id"]) if entry["project"] == project else None
-
-
-def _replace(path: Path, text: str) -> None:
-    aside = path.with_suffix(".partial")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)

@@ -21,7 +21,13 @@ from wholegrain.train.partitioned_adamw import Limits
 from wholegrain.train.peaks import peak_flops
 from wholegrain.train.preempt import StopRequest
 from wholegrain.train.profile import StepProfile
-from wholegrain.train.saving import Saver, load_optimizer_of, load_weights_of, newest_of
+from wholegrain.train.saving import (
+    Saver,
+    load_optimizer_of,
+    load_weights_of,
+    newest_of,
+    owes_validation,
+)
 from wholegrain.train.updates import Batches, ExtraUpdates, Trainer, update_kinds
 from wholegrain.train.vote import StopVote
 from wholegrain.train.watchdog import Watchdog
@@ -91,9 +97,8 @@ def fit(stage: Stage, run: RunConfig, optim: OptimConfig, engine: Engine, folder
     # A model that comes from a release is in evaluation mode.
     stage.module.train().to(engine.device)
     load_weights_of(folder.begin, stage)
-    averages = Averages()
-    trainer = make_trainer(stage, run, optim, engine, averages)
-    start = load_optimizer_of(folder.begin, trainer.optimizer, averages)
+    trainer = make_trainer(stage, run, optim, engine, Averages())
+    start = load_optimizer_of(folder.begin, trainer)
     with ExitStack() as within:
         _Loop(stage, run, engine, folder, trainer, start, within).train()
     engine.unwrap(stage.module)
@@ -145,8 +150,10 @@ class _Loop:
                 engine.is_main,
                 wandb=run.wandb,
                 config=stage.config,
+                check=folder.check,
             )
         )
+        folder.retire()  # from here on nothing refuses the run, and it writes
         say = self._journal.note
         # First in, last out: it also bounds the end of what follows.
         self._watchdog = enter(Watchdog(run.patience_s, engine.rank))
@@ -158,7 +165,9 @@ class _Loop:
 
     def train(self) -> None:
         """Takes the steps that are left."""
-        run, stopping, done = self._run, False, self._start
+        run, stage, stopped, done = self._run, self._stage, False, self._start
+        if stage.validate is not None and owes_validation(self._folder):
+            self._validate(self._start)
         for step in range(self._start, run.steps):
             self._watchdog.beat(f"step {step + 1}")
             for kind in self._kinds:
@@ -169,29 +178,32 @@ class _Loop:
             done = step + 1
             if done % run.log_every == 0 or done == run.steps:
                 self._report(done)
-            if _due(done, run.validate_every, run.steps) and self._stage.validate is not None:
+            validating = stage.validate is not None and _due(done, run.validate_every, run.steps)
+            # A validation may take longer than whoever stops the run gives it to save itself. So
+            # it waits for all votes, and a stop leaves it to the next start.
+            stopping = self._vote.cast(self._stop.received is not None, at_once=validating)
+            if validating and not stopping:
                 self._validate(done)
-            stopping = self._vote.cast(self._stop.received is not None)
             if _due(done, run.save_every, run.steps) or stopping:
-                self._save(done)
+                self._save(done, owed=validating and stopping)
             elif run.compare_ranks_every and done % run.compare_ranks_every == 0:
                 self._saver.compare(done)
-            if stopping and done < run.steps:
+            stopped = stopping and (validating or done < run.steps)
+            if stopped:
                 break
         with self._watchdog.longer("the end of the last checkpoint", _LONGER):
             self._saver.wait()
-        if stopping and done < run.steps:
+        if stopped:
             raise Interrupted(f"stopped at step {done} by a signal; run again to continue")
 
     def _report(self, done: int) -> None:
         trainer, engine = self._trainer, self._engine
         means = trainer.averages.take_over(engine.mean)
-        for step, norm in trainer.outliers.take():
-            self._journal.outlier(step, norm)
+        self._name_outliers()
         own = {**trainer.speed.take(), **self._stage.skipped()}
         rates = trainer.optimizer.rates()
         self._journal.write(done, "train", {**means, **across_ranks(own, engine.device), **rates})
-        lost = max(int(kind.lost_in_a_row) for kind in self._kinds)
+        lost = trainer.lost.longest()
         if lost > self._run.max_skipped:
             self._saver.settle()
             raise WholegrainError(
@@ -207,12 +219,18 @@ class _Loop:
         ):
             self._journal.write(done, "val", validated(self._stage, self._engine))
 
-    def _save(self, done: int) -> None:
+    def _name_outliers(self) -> None:
+        for step, norm in self._trainer.outliers.take():
+            self._journal.outlier(step, norm)
+
+    def _save(self, done: int, owed: bool) -> None:
         with (
             self._watchdog.longer(f"the checkpoint of step {done}", _LONGER),
             self._trainer.speed.paused("checkpoint"),
         ):
-            self._saver.save(done)
+            # Those since the last line are known to this start alone.
+            self._name_outliers()
+            self._saver.save(done, owed)
 
 
 def validated(stage: Stage, engine: Engine) -> dict[str, float]:

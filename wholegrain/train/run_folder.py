@@ -16,6 +16,7 @@ import yaml
 
 from wholegrain.config import dump_config, to_dict
 from wholegrain.errors import ConfigError
+from wholegrain.model.tensor_file import write_text
 from wholegrain.train import checkpoint
 
 CONFIG = "config.yaml"
@@ -108,8 +109,8 @@ def prepare_run_folder(out: Path, config: object, world: int, write: bool = True
     if not write:
         return
     out.mkdir(parents=True, exist_ok=True)
-    _replace(out / CONFIG, dump_config(config))
-    _replace(out / "environment.json", json.dumps(environment(world), indent=1))
+    replace_text(out / CONFIG, dump_config(config))
+    replace_text(out / "environment.json", json.dumps(environment(world), indent=1))
 
 
 def refuse_foreign(out: Path) -> None:
@@ -179,7 +180,13 @@ def _flat(values: object, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _replace(path: Path, text: str) -> None:
+def replace_text(path: Path, text: str) -> None:
+    """Makes `text` the content of a file, which is the old one or the new one at any moment.
+
+    Raises:
+        OSError: the storage does not take it.
+    """
     aside = path.with_name(f"{path.name}.partial")
-    aside.write_text(text, encoding="utf-8")
+    # Flushed first: after a crash of the machine the new name would hold what had come so far.
+    write_text(aside, text)
     aside.replace(path)

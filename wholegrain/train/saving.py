@@ -9,6 +9,8 @@ from wholegrain.errors import CheckpointError
 from wholegrain.train import checkpoint
 from wholegrain.train.checkpoint_writer import Writer
 from wholegrain.train.divergence import compare_ranks, weights_checksum
+from wholegrain.train.journal import METRICS, has_line
+from wholegrain.train.together import on_main
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,10 +19,10 @@ if TYPE_CHECKING:
     from wholegrain.train.config import RunConfig
     from wholegrain.train.engine import Engine
     from wholegrain.train.loop import Stage
-    from wholegrain.train.meters import Averages
     from wholegrain.train.open_run import OpenRun
-    from wholegrain.train.optim import Optimizer
     from wholegrain.train.updates import Trainer
+
+_OWED = "validation_owed"
 
 
 class Saver:
@@ -36,8 +38,7 @@ class Saver:
         say: Callable[[str], None],
     ) -> None:
         self._stage, self._run, self._engine = stage, run, engine
-        self._optimizer, self._averages = trainer.optimizer, trainer.averages
-        self._folder = folder
+        self._trainer, self._folder = trainer, folder
         self._writer = Writer(
             folder.out,
             rank=engine.rank,
@@ -61,17 +62,24 @@ class Saver:
         if self._engine.world > 1 and self._run.compare_ranks_every and self._engine.replicated:
             compare_ranks(weights_checksum(list(self._stage.module.parameters())), done)
 
-    def save(self, done: int) -> None:
-        """Saves the state after `done` steps; training waits for a copy to host memory."""
+    def save(self, done: int, owed: bool = False) -> None:
+        """Saves the state after `done` steps; training waits for a copy to host memory.
+
+        Args:
+            done: steps.
+            owed: whether the validation after them is left to the start that goes on from here.
+        """
         self.compare(done)
         self._folder.check()
-        engine, optimizer = self._engine, self._optimizer
+        engine, optimizer = self._engine, self._trainer.optimizer
         # A line of metrics may be half gathered; the resumed run must write the same one.
-        averages = engine.mean(self._averages.state())
+        averages = engine.mean(self._trainer.averages.state())
         state = {
             "facts": self._stage.facts,
             "optimizer": optimizer.state(),
             "averages": averages,
+            "lost_in_a_row": self._trainer.lost.state(),
+            _OWED: owed,
         }
         if self._stage.loss is not None:
             numbers = engine.whole_weights(self._stage.loss)
@@ -135,15 +143,28 @@ def load_weights_of(found: Checkpoint | None, stage: Stage) -> None:
         value.fill_(kept[name])
 
 
-def load_optimizer_of(found: Checkpoint | None, optimizer: Optimizer, averages: Averages) -> int:
+def load_optimizer_of(found: Checkpoint | None, trainer: Trainer) -> int:
     """Loads the rest, after the model is wrapped; returns the step to go on at."""
     if found is None:
         return 0
     state = found.state()
-    optimizer.load(found.optimizer())
-    optimizer.load_state(state.get("optimizer", {}))
-    averages.load(state.get("averages", {}))
+    trainer.optimizer.load(found.optimizer())
+    trainer.optimizer.load_state(state.get("optimizer", {}))
+    trainer.averages.load(state.get("averages", {}))
+    trainer.lost.load(state.get("lost_in_a_row", {}))
     return found.step
+
+
+def owes_validation(folder: OpenRun) -> bool:
+    """Whether the checkpoint that a run goes on from was saved without the validation due there.
+
+    Every rank calls it, and gets the same.
+    """
+    begin = folder.begin
+    if begin is None or not begin.state().get(_OWED):
+        return False
+    # A start between that one and this may have made up for it.
+    return on_main(lambda: not has_line(folder.out / METRICS, begin.step, "val"))
 
 
 def newest_of(folder: OpenRun) -> str:

@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -27,6 +28,7 @@ MAX_RESTARTS, GRACE = "WHOLEGRAIN_MAX_RESTARTS", "WHOLEGRAIN_GRACE_S"
 DONE, USER_ERROR, TRY_AGAIN = 0, 2, 75
 _TAIL_BYTES, _TAIL_LINES = 16_384, 25
 _LOOK_S = 5.0
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,7 +58,7 @@ class Supervisor:
 
     def run(self) -> int:
         """Starts the ranks, waits for them, and decides."""
-        for number in (signal.SIGTERM, signal.SIGUSR1):
+        for number in _SIGNALS:
             signal.signal(number, self._on_signal)
         logs = None
         if self.folder is not None:
@@ -77,12 +79,16 @@ class Supervisor:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._told = signal.Signals(number)
-        if number == signal.SIGTERM and self._account:
-            self._account.write(interrupted=True)
         if self._until is None:
             self._until = time.monotonic() + self._grace
         if self._step:
             self._step.ask_to_save()
+        if number == signal.SIGTERM and self._account:
+            # The ranks' save is worth more than the account: a disk that is full or gone must not
+            # end their supervisor. Nor must a second signal, whose handler runs within this one's
+            # and may rename the file that this one has just written.
+            with suppress(OSError):
+                self._account.write(interrupted=True)
 
     def _wait(self, step: Step) -> End | None:
         """How the step ended; None where it was asked to and does not."""
@@ -116,8 +122,14 @@ class Supervisor:
         in_vain = self._account.failed()
         if in_vain > self._most and self._told is not signal.SIGTERM:
             return self._give_up(in_vain, status)
+        # Slurm ends a start that is requeued by SIGTERM, like one that it preempts. Handled, it
+        # would set down that others ended this start, and no start in vain would ever count.
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
         reason = requeue(self.job.id)
         if reason is not None:
+            for number in _SIGNALS:
+                signal.signal(number, self._on_signal)
             _say(
                 f"job {self.job.id} cannot be requeued ({reason}): submit the same line again to "
                 "go on, with --requeue to have that done"

@@ -122,7 +122,13 @@ def requeue(job: str) -> str | None:
 def _ask(*command: str) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(
-            command, capture_output=True, text=True, timeout=_ANSWER_S, check=False
+            command,
+            capture_output=True,
+            text=True,
+            timeout=_ANSWER_S,
+            check=False,
+            # Signals to the batch script's group must not end a question that is half asked.
+            start_new_session=True,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return subprocess.CompletedProcess(command, 1, "", str(error))

@@ -64,8 +64,6 @@ class UpdateKind:
     """Stands before the names of their figures; the main updates have none."""
     due: Callable[[int], bool] = lambda step: True
     """Which steps have one."""
-    lost_in_a_row: Tensor = field(default_factory=lambda: torch.zeros(()))
-    """Updates skipped since the last one that was not, on the device."""
     losses: dict[str, Tensor] = field(default_factory=dict)
     """Of the last part."""
 
@@ -90,6 +88,42 @@ def update_kinds(
     return [UpdateKind(iter(parts), extra.images, name=extra.name, due=due), main]
 
 
+class LostUpdates:
+    """Updates in a row that were not finite, counted on the device for each kind of update."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, Tensor] = {}
+        self._longest: dict[str, Tensor] = {}
+
+    def add(self, kind: str, skipped: Tensor, lost: Tensor) -> None:
+        """Takes note of an update.
+
+        Args:
+            kind: its name.
+            skipped: () fp32, 1 where the update was left out as not finite, else 0.
+            lost: () the same, but 0 where the scale of the loss was the cause: such an update
+                neither counts nor ends a row.
+        """
+        before = self._rows.get(kind)
+        row = lost * skipped if before is None else (before.to(lost.device) + lost) * skipped
+        longest = self._longest.get(kind)
+        self._rows[kind] = row
+        # A row that has ended by the time that somebody looks has been there all the same.
+        self._longest[kind] = row if longest is None else torch.maximum(longest, row)
+
+    def longest(self) -> int:
+        """Updates of the longest row so far that this start has seen; the host waits here."""
+        return max((int(row) for row in self._longest.values()), default=0)
+
+    def state(self) -> dict[str, int]:
+        """The rows that have not ended, for a checkpoint; the host waits here."""
+        return {kind: int(row) for kind, row in self._rows.items()}
+
+    def load(self, state: Mapping[str, int]) -> None:
+        """Goes on counting from `state`."""
+        self._rows = {kind: torch.tensor(float(row)) for kind, row in state.items()}
+
+
 @dataclass
 class Trainer:
     """What every update needs, and what it leaves to report."""
@@ -103,6 +137,7 @@ class Trainer:
     work: Callable[[Any], Work] | None = None
     """What a batch asks of this rank, counted on the host."""
     outliers: OutlierSteps = field(default_factory=OutlierSteps)
+    lost: LostUpdates = field(default_factory=LostUpdates)
 
     def update(self, kind: UpdateKind, step: int) -> None:
         """One complete update: forward, backward, clip, optimizer, clear."""
@@ -112,7 +147,7 @@ class Trainer:
         for part in range(run.accumulation):
             batch = self._next(kind)
             with engine.part(self.wrapped, last=part == run.accumulation - 1):
-                kind.losses = self.wrapped(batch.to(engine.device))
+                kind.losses = self.wrapped(batch.to(engine.device, non_blocking=True))
                 loss = self.optimizer.scaled(kind.losses["loss"] / run.accumulation)
             engine.backward(loss)
             self.averages.add(kind.named(kind.losses))
@@ -120,8 +155,7 @@ class Trainer:
         figures = {"gradient_norm": norm, "skipped": skipped, "outliers": outlier}
         self.averages.add(kind.named(figures))
         self.outliers.add(step + 1, norm, outlier)
-        # An update that only the loss scale cost neither counts nor ends a row.
-        kind.lost_in_a_row = (kind.lost_in_a_row.to(lost.device) + lost) * skipped
+        self.lost.add(kind.name, skipped, lost)
 
     def _next(self, kind: UpdateKind) -> Any:
         self.speed.waiting()

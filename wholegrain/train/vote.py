@@ -23,7 +23,7 @@ class StopVote:
     The answer is that of `lag` casts ago, the same for all ranks at the same cast. The flags travel
     between the hosts while the device works, in a process group of their own on gloo, so that
     nobody waits for the device and, in practice, nobody for an answer. One rank alone is answered
-    at once.
+    at once, and so are all that ask for it.
 
     Making one and casting are collective: every rank does both, equally often.
 
@@ -38,8 +38,13 @@ class StopVote:
         self._flying: deque[tuple[dist.Work, Tensor]] = deque()
         self._group = dist.new_group(backend="gloo", timeout=_NO_LIMIT) if world > 1 else None
 
-    def cast(self, flag: bool) -> bool:
+    def cast(self, flag: bool, at_once: bool = False) -> bool:
         """Hands in this step's flag; the answer of `lag` casts ago, no before there is one.
+
+        Args:
+            flag: of this rank.
+            at_once: waits for the answers to this flag and to all that are on their way, and says
+                whether any of them was yes; all ranks ask for that at the same cast.
 
         Raises:
             RuntimeError: another rank has gone.
@@ -49,11 +54,12 @@ class StopVote:
         votes = torch.full((1,), int(flag), dtype=torch.int32, device="cpu")
         work = dist.all_reduce(votes, dist.ReduceOp.MAX, group=self._group, async_op=True)
         self._flying.append((work, votes))
-        if len(self._flying) <= self._lag:
-            return False
-        work, votes = self._flying.popleft()
-        work.wait()
-        return bool(votes)
+        answer = False
+        while len(self._flying) > (0 if at_once else self._lag):
+            work, votes = self._flying.popleft()
+            work.wait()
+            answer = answer or bool(votes)
+        return answer
 
     def close(self) -> None:
         """Waits until the flags of all ranks have arrived here, so that none misses this rank's."""

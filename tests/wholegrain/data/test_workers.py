@@ -204,8 +204,8 @@ def test_workers_do_not_outlive_a_killed_parent(repository: Path) -> None:
     ) as parent:
         assert parent.stdout is not None
         workers = [int(word) for word in parent.stdout.readline().split()]
-        assert len(set(workers) - {parent.pid}) == 2
         parent.kill()
+    assert len(set(workers) - {parent.pid}) == 2
     deadline = time.monotonic() + 10
     while any(_alive(pid) for pid in workers):
         assert time.monotonic() < deadline, "workers outlive their parent"

@@ -133,8 +133,17 @@ def test_rows_that_are_not_finite_draw_evenly(bad: float) -> None:
 
 
 def test_a_temperature_of_nothing_draws_evenly() -> None:
-    drawn = draw_negatives(unit(3, 0), unit(3, 1), torch.tensor(0.0))
-    assert (drawn.image != torch.arange(3)).all()
+    torch.manual_seed(0)
+    counts = torch.zeros(2, 3, 3)
+    for _ in range(600):
+        drawn = draw_negatives(unit(3, 0), unit(3, 1), torch.tensor(0.0))
+        for which, each in enumerate((drawn.image, drawn.text)):
+            counts[which, range(3), each] += 1
+    others = counts[:, ~torch.eye(3, dtype=torch.bool)]
+    assert others.sum() == counts.sum(), "a pair is its own negative"
+    # Of 600 draws from two; five standard deviations are 61.
+    assert others.min() >= 240
+    assert others.max() <= 360
 
 
 def test_draws_are_those_of_full_precision_under_autocast() -> None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.programs import run_program
 from tests.wholegrain.objectives import objective_ranks as program
 
 PROGRAM = Path(program.__file__)
@@ -28,9 +28,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, Found
     folder = tmp_path_factory.mktemp("ranks")
     command = [sys.executable, str(PROGRAM), json.dumps(WORLDS), str(folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
+    done = run_program(command, timeout_s=120, env=environment)
     assert done.returncode == 0, done.stderr
     return [
         [torch.load(folder / str(world) / f"{rank}.pt") for rank in range(len(counts))]

@@ -71,12 +71,13 @@ def train(
     return {"weight": model.line.weight.tolist(), "validated": means, "buffers": buffers}
 
 
-def diverged(out: Path) -> list[str]:
+def diverged(out: Path, **settings: int) -> list[str]:
     """A bit of rank 1's weights flips before step 4; what is said, and which checkpoints are left.
 
-    Checkpoints are due after steps 2 and 4.
+    Args:
+        settings: when checkpoints and comparisons are due.
     """
-    run = RunConfig(steps=STEPS, batch_size=BATCH, save_every=2)
+    run = RunConfig(steps=STEPS, batch_size=BATCH, **settings)
     engine = Engine(run)
     torch.manual_seed(0)
     model = Line(norm=False)
@@ -88,14 +89,14 @@ def diverged(out: Path) -> list[str]:
             yield torch.ones(BATCH // engine.world, FEATURES)
 
     stage = Stage(name="line", module=model, model=model, batches=batches)
+    said = []
     try:
         with open_run(out, run, engine) as folder:
             fit(stage, run, OptimConfig(lr=0.1, warmup=0), engine, folder)
     except RankDivergence as error:
-        engine.wait()
-        left = sorted(path.name for path in (out / "checkpoints").iterdir())
-        return [str(error.exit_status), str(error), *left]
-    return []
+        said = [str(error.exit_status), str(error)]
+    engine.wait()
+    return [*said, *sorted(path.name for path in (out / "checkpoints").iterdir())]
 
 
 def main(out: Path) -> None:
@@ -105,7 +106,9 @@ def main(out: Path) -> None:
     for stage in (1, 3):
         file = Path(__file__).parents[3] / f"configs/deepspeed/zero{stage}.json"
         found[f"zero{stage}"] = train(out / f"zero{stage}", 2, deepspeed=str(file))
-    found["diverged"] = diverged(out / "diverged")
+    found["diverged"] = diverged(out / "diverged", save_every=2)
+    found["compared"] = diverged(out / "compared", compare_ranks_every=2)
+    found["never compared"] = diverged(out / "never", save_every=2, compare_ranks_every=0)
     engine = Engine(RunConfig(batch_size=BATCH))
     found["any"] = [engine.any(engine.rank == 1), engine.any(False)]
     found["mean"] = engine.mean({"a": float(engine.rank), "b": 3.0})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -13,6 +12,7 @@ from typing import Any
 
 import torch
 
+from tests.programs import run_program
 from tests.wholegrain.train.engines_program import Case
 
 PROGRAM = Path(__file__).with_name("engines_program.py")
@@ -31,15 +31,12 @@ def start(world: int, cases: Sequence[Case], folder: Path) -> Ranks:
     if world > 1:
         torchrun = str(bin_folder / "torchrun")
         launcher = [torchrun, "--standalone", "--nproc-per-node", str(world)]
-    done = subprocess.run(
-        [*launcher, str(PROGRAM), str(listed), str(folder)],
-        cwd=REPOSITORY,
+    done = run_program(
+        [*launcher, PROGRAM, listed, folder],
+        timeout_s=400,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=400,
-        check=False,
+        cwd=REPOSITORY,
+        merged=True,
     )
     assert done.returncode == 0, done.stdout[-6000:]
     assert "eepSpeed" not in done.stdout, "DeepSpeed is to say nothing that we do not"
@@ -55,13 +52,20 @@ def zero(folder: Path, stage: int, **settings: Any) -> str:
 
 
 def difference(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> float:
-    """The largest difference of weights, each tensor's in terms of its largest value."""
+    """The largest difference of weights, each tensor's in terms of its largest value.
+
+    All are finite, and what is expected to be zero is zero.
+    """
     assert found.keys() == expected.keys()
-    return max(
-        float((found[name].double() - value.double()).abs().max() / value.double().abs().max())
-        for name, value in expected.items()
-        if value.is_floating_point() and value.any()
-    )
+    largest = 0.0
+    for name, value in expected.items():
+        if not value.is_floating_point():
+            continue
+        apart, scale = (found[name].double() - value.double()).abs().max(), value.abs().max()
+        assert apart.isfinite(), name  # `max` would pass over a NaN
+        assert scale > 0 or apart == 0, f"{name} is no longer zero"
+        largest = max(largest, float(apart / scale) if scale > 0 else 0.0)
+    return largest
 
 
 def whole_moments(ranks: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, torch.Tensor]]:

@@ -17,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.programs import run_program
 from tests.wholegrain.train.toy_state import Toy
 from wholegrain.errors import CheckpointError
 from wholegrain.model.tensor_file import Sum
@@ -440,15 +441,8 @@ def test_kills_at_any_moment_lose_nothing(tmp_path: Path, repository: Path) -> N
     """50 times SIGKILL for one to three ranks, which resume what another number of them wrote."""
     program = "tests.wholegrain.train.checkpoint_program"
     command = [sys.executable, "-m", program, str(tmp_path), "50", "0"]
-    done = subprocess.run(
-        command,
-        cwd=repository,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = run_program(command, timeout_s=300, env=environment, cwd=repository)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["problems"] == []

@@ -52,9 +52,11 @@ def test_two_ranks_train_as_one(tmp_path: Path, launch: Callable[..., str]) -> N
         assert rank["mean"] == {"a": 0.5, "b": 3.0}
         assert (rank["rank"], rank["world"], rank["main"]) == (number, 2, number == 0)
         assert rank["local"] == number
-        status, said, *left = rank["diverged"]
-        assert status == "71" and "rank 0 and rank 1 differ at step 4" in said
-        assert left == ["step_000002"]
+        for case, kept in (("diverged", ["step_000002"]), ("compared", [])):
+            status, said, *left = rank[case]
+            assert status == "71" and "rank 0 and rank 1 differ at step 4" in said
+            assert left == kept
+        assert rank["never compared"] == ["step_000004", "step_000005"]
         assert rank["errors"] == [
             "run.batch_size 7 does not divide into 2 ranks x 1 accumulated parts; make it a "
             "multiple",

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from wholegrain.errors import CheckpointError, WholegrainError
-from wholegrain.train import checkpoint
+from wholegrain.train import checkpoint, checkpoint_writer
 from wholegrain.train.config import OutlierConfig, RunConfig
 from wholegrain.train.dry_run import timed_steps
 from wholegrain.train.engine import Engine
 from wholegrain.train.journal import tag
 from wholegrain.train.loop import Interrupted
+from wholegrain.train.meters import Work
 
 Toy = Callable[..., Any]
 
@@ -273,6 +275,43 @@ def test_a_model_in_evaluation_mode_is_trained_all_the_same(toy: Toy) -> None:
 
     released.stage = stage
     assert_same_weights(plain.fit()[1], released.fit()[1])
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_checkpoints_are_written_beside_the_training_or_by_it(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch, background: bool
+) -> None:
+    write, training = checkpoint_writer.write_tensors, threading.current_thread()
+    by_training: list[bool] = []
+
+    def noted(*given: Any) -> Any:
+        by_training.append(threading.current_thread() is training)
+        return write(*given)
+
+    monkeypatch.setattr(checkpoint_writer, "write_tensors", noted)
+    toy(run=RunConfig(steps=4, batch_size=8, save_every=2, save_in_background=background)).fit()
+    assert set(by_training) == {not background}
+
+
+def test_the_newest_checkpoints_and_every_nth_are_kept(toy: Toy) -> None:
+    run = toy(run=RunConfig(steps=9, batch_size=8, save_every=1, keep=1, keep_every=4))
+    run.fit()
+    assert [found.step for found in checkpoint.complete(run.out)] == [4, 8, 9]
+
+
+def test_the_share_of_the_peak_is_of_the_one_that_is_given(toy: Toy) -> None:
+    run = toy(run=RunConfig(steps=4, batch_size=8, log_every=2, peak_tflops=2.5))
+    original = run.stage
+
+    def counted() -> Any:
+        stage = original()
+        stage.work = lambda batch: Work(samples=8, flops=1e9)
+        return stage
+
+    run.stage = counted
+    run.fit()
+    for line in map(json.loads, (run.out / "metrics.jsonl").read_text().splitlines()):
+        assert line["tflops"] / line["peak_share"] == pytest.approx(2.5)
 
 
 def test_timed_steps_say_what_the_run_will_be(toy: Toy) -> None:

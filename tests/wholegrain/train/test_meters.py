@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.programs import run_program
 from wholegrain.data.skips import Skip, SkipLedger, SkipPolicy
 from wholegrain.train import meters
 from wholegrain.train.journal import tag
@@ -348,9 +348,7 @@ def test_every_rank_gets_the_same_figures(repository: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", "2", "--no-python", sys.executable, "-c", RANKS]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(repository)}
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
+    done = run_program(command, timeout_s=120, env=environment)
     assert done.returncode == 0, done.stderr
     told = dict(json.loads(line) for line in done.stdout.splitlines())
     assert told.keys() == {0, 1}

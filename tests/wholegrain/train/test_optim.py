@@ -124,6 +124,20 @@ def test_an_update_by_hand() -> None:
     torch.testing.assert_close(decayed, torch.tensor([0.85, 1.05]))
 
 
+def test_the_moments_decay_as_the_betas_say() -> None:
+    model, plain = nn.Linear(2, 1, bias=False), nn.Parameter(torch.ones(1, 2))
+    nn.init.ones_(model.weight)
+    settings = {"lr": 0.1, "betas": (0.5, 0.75), "weight_decay": 0.0}
+    optim = OptimConfig(**settings, warmup=0, schedule="constant", clip_norm=1e9)
+    optimizer, adamw = Optimizer(model, optim, steps=10), torch.optim.AdamW([plain], **settings)
+    for step, gradient in enumerate(([3.0, -4.0], [1.0, 2.0], [-5.0, 0.5])):
+        optimizer.begin_step(step)
+        model.weight.grad, plain.grad = torch.tensor([gradient]), torch.tensor([gradient])
+        optimizer.step()
+        adamw.step()
+    torch.testing.assert_close(model.weight, plain)
+
+
 def test_clipping_scales_to_the_largest_norm() -> None:
     # A huge epsilon makes the first update proportional to the gradient: lr g / (|g| + eps).
     free, _, _ = one_step(torch.tensor([3.0, -4.0]), clip_norm=1e9, eps=1e3)

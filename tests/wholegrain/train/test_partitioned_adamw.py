@@ -1,5 +1,6 @@
 """Pieces of flat partitions are updated as the parameters that they are part of."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -61,13 +62,17 @@ class Divided:
         return found
 
 
-def expected(steps: list[set[str]]) -> dict[str, Tensor]:
-    """What torch's own AdamW makes of the whole parameters that have a gradient in each step."""
+def expected(steps: list[set[str]], scales: Sequence[float] = ()) -> dict[str, Tensor]:
+    """What torch's own AdamW makes of the whole parameters that have a gradient in each step.
+
+    Each step's gradients are divided by its scale.
+    """
     parameters = whole()
     adamw = torch.optim.AdamW(parameters.values(), fused=True, **SETTINGS)
     for step, given in enumerate(steps):
         for name, gradient in gradients(step).items():
-            parameters[name].grad = gradient if name in given else None
+            scale = scales[step] if scales else 1.0
+            parameters[name].grad = gradient / scale if name in given else None
         adamw.step()
     return {name: parameter.detach() for name, parameter in parameters.items()}
 
@@ -103,10 +108,11 @@ def test_a_flag_on_the_device_skips_and_a_scale_divides() -> None:
     divided.step(1, found_inf=torch.tensor(1.0), grad_scale=torch.tensor(1.0))
     assert_equal(divided.values(), before)
     assert divided.adamws[0].moments(divided.flats[0])["steps"].tolist() == [1]
-    halved = Divided()
-    for step in range(2):
-        halved.step(step, found_inf=torch.tensor(0.0), grad_scale=torch.tensor(2.0))
-    assert_equal(halved.values(), expected([EVERY] * 2))  # AdamW does not see a constant factor
+    # Another one on each step: AdamW does not see a constant factor.
+    scales, scaled = (2.0, 16.0, 0.25), Divided()
+    for step, scale in enumerate(scales):
+        scaled.step(step, found_inf=torch.tensor(0.0), grad_scale=torch.tensor(scale))
+    assert_equal(scaled.values(), expected([EVERY] * 3, scales))
 
 
 def test_values_stay_within_their_limits() -> None:

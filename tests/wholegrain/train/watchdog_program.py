@@ -60,18 +60,21 @@ def alone(case: str) -> None:
 
 
 def busy() -> None:
-    """Takes longer than the patience in all, but never at once, and once where that is allowed."""
-    with Watchdog(PATIENCE_S, 0, GRACE_S) as dog:
-        for step in range(8):
-            dog.beat(f"step {step}")
-            time.sleep(PATIENCE_S / 4)
+    """Takes longer than the patience in all, but never at once, and once where that is allowed.
+
+    Its patience outlasts a machine that stands still for two seconds.
+    """
+    patience_s = 4 * PATIENCE_S
+    with Watchdog(patience_s, 0, GRACE_S) as dog:
         with dog.longer("validation", factor=4):
-            time.sleep(PATIENCE_S * 1.2)
             dog.beat("batch 1")
-            time.sleep(PATIENCE_S * 1.2)
+            time.sleep(1.2 * patience_s)
+        for step in range(12):
+            dog.beat(f"step {step}")
+            time.sleep(patience_s / 10)
         assert threading.active_count() == 2
     assert threading.active_count() == 1
-    time.sleep(PATIENCE_S + GRACE_S)
+    time.sleep(patience_s + GRACE_S)  # a timer that was left would end it now
     print("done")
 
 
