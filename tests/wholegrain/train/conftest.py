@@ -25,7 +25,7 @@ class Points:
 
     inputs: Tensor
 
-    def to(self, device: torch.device) -> Points:
+    def to(self, device: torch.device, non_blocking: bool = False) -> Points:
         return Points(self.inputs.to(device))
 
 

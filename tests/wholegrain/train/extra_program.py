@@ -29,7 +29,7 @@ class Rows:
     inputs: Tensor
     boxed: bool
 
-    def to(self, device: torch.device) -> Rows:
+    def to(self, device: torch.device, non_blocking: bool = False) -> Rows:
         return Rows(self.inputs.to(device), self.boxed)
 
 
