@@ -128,7 +128,8 @@ def _heading(report: Mapping[str, Any], accuracy: Axis, cost: Axis) -> list[str]
         _text(accuracy.left, 44, f"Acc@0.5 in %; bar: {bars}; dot: {of}", "s"),
         _text(cost.left, 44, "ms an expression on a photo", "s"),
     ]
-    for start, x in zip(STARTS, (accuracy.left, accuracy.left + 130), strict=True):
+    drawn = [start for start in STARTS if any(row["start"] == start for row in report["rows"])]
+    for start, x in zip(drawn, (accuracy.left, accuracy.left + 130), strict=False):
         parts.append(f'<path d="M{x} 58h18" stroke="{_COLOURS[start]}" stroke-width="3"/>')
         parts.append(_text(x + 24, 62, start, "s"))
     for x, fill, told in ((cost.left + 6, "#fff", "1 asked"), (cost.left + 82, _COST, "16 asked")):
