@@ -28,7 +28,9 @@ def _unless_after(befores: Iterable[str], word: str) -> str:
     return word + "".join(rf"(?<!\b{before} {word})" for before in befores)
 
 
-START, END = r"(?<![^\W_])", r"(?![^\W_])"  # an underscore parts words as a hyphen does
+# An underscore parts words as a hyphen does; a mark on a letter does not, such as the dot that small
+# letters of a Turkish capital I have as a character of its own.
+START, END = r"(?<![^\W_])(?<![\u0300-\u036f])", r"(?![^\W_]|[\u0300-\u036f])"
 GAP = r"[ \t-]+"  # never a line break: that parts texts
 HOURS = words("one two three four five six seven eight nine ten eleven twelve")
 NUMBER = {**{str(n): n for n in range(1, 13)}, **{word: n for n, word in enumerate(HOURS, 1)}}

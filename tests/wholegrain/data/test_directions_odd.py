@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from wholegrain.data.directions import has_direction, is_ambiguous, swap_directions
@@ -117,6 +117,7 @@ LETTERS = st.sampled_from("leftrighıİſK1 -'ockw\N{KELVIN SIGN}")
 
 @settings(deadline=None, max_examples=300)
 @given(st.text(LETTERS, max_size=24))
+@example("İrt")
 def test_any_letters_can_be_exchanged(text: str) -> None:
     swapped = swap_directions(text)
     assert swap_directions(swapped.lower()) == text.lower() or is_ambiguous([text])
