@@ -28,8 +28,8 @@ def _unless_after(befores: Iterable[str], word: str) -> str:
     return word + "".join(rf"(?<!\b{before} {word})" for before in befores)
 
 
-# An underscore parts words as a hyphen does; a mark on a letter does not, such as the dot that small
-# letters of a Turkish capital I have as a character of its own.
+# An underscore parts words as a hyphen does. A mark on a letter parts none: the dot of a Turkish
+# capital I is a character of its own once the letter is small.
 START, END = r"(?<![^\W_])(?<![\u0300-\u036f])", r"(?![^\W_]|[\u0300-\u036f])"
 GAP = r"[ \t-]+"  # never a line break: that parts texts
 HOURS = words("one two three four five six seven eight nine ten eleven twelve")
